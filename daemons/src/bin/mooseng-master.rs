@@ -1,0 +1,3 @@
+fn main() {
+    mooseng_daemons::refuse_simulated_build();
+}

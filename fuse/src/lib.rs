@@ -1,0 +1,2 @@
+//! Translates kernel FUSE requests to the MooseNG client; decides nothing.
+#![cfg(not(feature = "sim"))]

@@ -1,0 +1,1 @@
+//! An obvious in-memory model filesystem and operation generators.

@@ -1,0 +1,4 @@
+//! The simulated world: nodes, disks, clocks, faults and oracles, all driven by one seed.
+#![cfg(feature = "sim")]
+
+extern crate madsim_tokio as tokio;

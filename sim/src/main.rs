@@ -1,0 +1,2 @@
+//! Runs one scenario with one seed and prints its timeline.
+fn main() {}

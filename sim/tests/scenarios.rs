@@ -1,0 +1,2 @@
+//! Cluster simulations, one OS process per seed.
+fn main() {}

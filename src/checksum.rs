@@ -1,0 +1,36 @@
+//! CRC-32C (Castagnoli), by the widest instructions the processor has.
+
+use crate::ids::ChunkId;
+use crc_fast::{CrcAlgorithm, Digest};
+
+/// CRC-32C of `data`.
+pub fn crc32c(data: &[u8]) -> u32 {
+    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, data) as u32
+}
+
+/// CRC-32C of the concatenation of `parts`.
+pub fn crc32c_parts(parts: &[&[u8]]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
+}
+
+/// The CRC of one block at rest and on the wire. It is seeded with what the block is (chunk, shard of a k+m
+/// chunk with k > 1 else 0, index of the block in the replica), so that a block at a wrong place does not
+/// verify; all copies of a replicated chunk share it. A short last block counts as zero-padded to
+/// [`BLOCK_BYTES`](crate::limits::BLOCK_BYTES). Never 0, which says "not written" in the CRC table.
+pub fn block_crc(chunk: ChunkId, shard: u8, block: u32, data: &[u8]) -> u32 {
+    static ZEROS: [u8; crate::limits::BLOCK_BYTES] = [0; crate::limits::BLOCK_BYTES];
+    debug_assert!(data.len() <= ZEROS.len());
+    let mut seed = [0u8; 13];
+    seed[..8].copy_from_slice(&chunk.0.to_le_bytes());
+    seed[8] = shard;
+    seed[9..].copy_from_slice(&block.to_le_bytes());
+    let crc = if data.len() == ZEROS.len() {
+        // One pass over the block: the seed's own CRC is folded in, because CRCs are linear.
+        crc32c(data) ^ crc32c(&seed)
+    } else {
+        crc32c_parts(&[data, &ZEROS[data.len()..]]) ^ crc32c(&seed)
+    };
+    if crc == 0 { u32::MAX } else { crc }
+}

@@ -1,0 +1,1 @@
+//! Layouts k+m and the Reed-Solomon codec.

@@ -1,0 +1,15 @@
+//! The seam between the code and the world: clock, disk, random numbers, work that blocks. Tasks, timers and
+//! sockets are tokio's names, which are madsim's under the feature `sim`. Nothing outside this module (and
+//! the simulator) touches the operating system.
+
+pub mod clock;
+pub mod disk;
+pub mod rng;
+pub mod work;
+
+#[cfg(not(feature = "sim"))]
+pub mod real;
+
+pub use clock::{Mono, now, wall_ns};
+pub use disk::{Disk, DiskFile, DiskLock, OpenMode, Space};
+pub use work::{blocking, settle, spawn};

@@ -1,0 +1,71 @@
+//! Tasks, and work that blocks.
+
+use std::future::Future;
+pub use tokio::task::JoinHandle;
+
+/// Starts a task on the calling node's runtime.
+pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future)
+}
+
+/// Runs disk work that may block for long off the runtime's threads. In the simulation it runs inline and
+/// then waits as long as the simulated disk says it took.
+///
+/// Dropping the future does not stop work that has begun.
+pub async fn blocking<T, F>(work: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    #[cfg(not(feature = "sim"))]
+    {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+    #[cfg(feature = "sim")]
+    {
+        let value = work();
+        settle().await;
+        value
+    }
+}
+
+/// After disk calls made inline: waits out what the simulated disk says they took. Nothing in the real
+/// world, where the calls themselves took that long.
+pub async fn settle() {
+    #[cfg(feature = "sim")]
+    {
+        let owed = sim::take_owed();
+        if !owed.is_zero() {
+            tokio::time::sleep(owed).await;
+        }
+    }
+}
+
+#[cfg(feature = "sim")]
+pub use sim::owe;
+
+#[cfg(feature = "sim")]
+mod sim {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    thread_local! {
+        static OWED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    /// A simulated disk call took this long; whoever made it pays at its next [`super::settle`].
+    pub fn owe(time: Duration) {
+        OWED.with(|owed| owed.set(owed.get() + time));
+    }
+
+    pub(super) fn take_owed() -> Duration {
+        OWED.with(|owed| owed.replace(Duration::ZERO))
+    }
+}
