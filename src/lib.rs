@@ -23,3 +23,5 @@ pub mod checksum;
 pub mod codec;
 pub mod erasure;
 pub mod seam;
+
+pub mod placement;
