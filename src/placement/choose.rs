@@ -129,7 +129,10 @@ mod tests {
             got.sort();
             assert_eq!(got, [ServerId(5), ServerId(6)]);
         }
-        assert_eq!(choose(&all, 1, 1, &[ServerId(4), ServerId(5)], 1), Err(NoRoom { usable: 1, needed: 2 }));
+        assert_eq!(
+            choose(&all, 1, 1, &[ServerId(4), ServerId(5)], 1),
+            Err(NoRoom { usable: 1, needed: 2 })
+        );
     }
 
     #[test]
@@ -143,8 +146,9 @@ mod tests {
 
     #[test]
     fn labels_are_spread_and_free_space_weighs() {
-        let all: Vec<_> =
-            (1..=6).map(|i| server(i, 64 << 30, if i <= 4 { "rack=a" } else { "rack=b" })).collect();
+        let all: Vec<_> = (1..=6)
+            .map(|i| server(i, 64 << 30, if i <= 4 { "rack=a" } else { "rack=b" }))
+            .collect();
         let shared = (0..1000)
             .filter(|seed| {
                 let got = choose(&all, 1, 1, &[], *seed).unwrap();
