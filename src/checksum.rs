@@ -23,6 +23,8 @@ pub fn block_crc(chunk: ChunkId, shard: u8, block: u32, data: &[u8]) -> u32 {
     static ZEROS: [u8; crate::limits::BLOCK_BYTES] = [0; crate::limits::BLOCK_BYTES];
     debug_assert!(data.len() <= ZEROS.len());
     let mut seed = [0u8; 13];
+    // M24: the CRC does not say which block of which chunk it is.
+    let (chunk, block) = if crate::bug!(M24) { (ChunkId(0), 0) } else { (chunk, block) };
     seed[..8].copy_from_slice(&chunk.0.to_le_bytes());
     seed[8] = shard;
     seed[9..].copy_from_slice(&block.to_le_bytes());
@@ -33,4 +35,13 @@ pub fn block_crc(chunk: ChunkId, shard: u8, block: u32, data: &[u8]) -> u32 {
         crc32c_parts(&[data, &ZEROS[data.len()..]]) ^ crc32c(&seed)
     };
     if crc == 0 { u32::MAX } else { crc }
+}
+
+/// The CRCs of consecutive blocks of `data`, the first of which has index `first_block` in its replica
+/// ([`block_crc`]); the last block may be short.
+pub fn block_crcs(chunk: ChunkId, shard: u8, first_block: u32, data: &[u8]) -> Vec<u32> {
+    data.chunks(crate::limits::BLOCK_BYTES)
+        .zip(first_block..)
+        .map(|(block, index)| block_crc(chunk, shard, index, block))
+        .collect()
 }

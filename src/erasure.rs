@@ -1,1 +1,0 @@
-//! Layouts k+m and the Reed-Solomon codec.
