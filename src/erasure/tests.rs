@@ -27,7 +27,13 @@ fn shards_of(codec: &Codec, len: usize) -> Vec<Vec<u8>> {
 
 /// Calls `each` with every choice of `k` out of `n` indexes.
 fn choices(n: usize, k: usize, each: &mut impl FnMut(&[usize])) {
-    fn go(n: usize, k: usize, from: usize, picked: &mut Vec<usize>, each: &mut dyn FnMut(&[usize])) {
+    fn go(
+        n: usize,
+        k: usize,
+        from: usize,
+        picked: &mut Vec<usize>,
+        each: &mut dyn FnMut(&[usize]),
+    ) {
         if picked.len() == k {
             return each(picked);
         }
