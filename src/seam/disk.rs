@@ -97,3 +97,12 @@ pub trait DiskFile: Send + Sync + 'static {
     /// Reads only what is in memory already (`RWF_NOWAIT`); `None` if it would block.
     fn read_resident(&self, offset: u64, len: usize) -> Option<Bytes>;
 }
+
+/// Refuses what is not a relative, `/`-separated path without empty, `.` or `..` parts (`InvalidInput`).
+pub fn check_path(path: &str) -> io::Result<()> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+    if path.split('/').all(plain) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a path inside the disk: {path:?}")))
+}
