@@ -239,7 +239,8 @@ fn against_a_vector(disk: &dyn Disk, seed: u64) {
     let mut model: Vec<u8> = Vec::new();
     let mut state = seed;
     let mut draw = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     for step in 0..60_u8 {

@@ -100,9 +100,13 @@ pub trait DiskFile: Send + Sync + 'static {
 
 /// Refuses what is not a relative, `/`-separated path without empty, `.` or `..` parts (`InvalidInput`).
 pub fn check_path(path: &str) -> io::Result<()> {
-    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+    let plain =
+        |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
     if path.split('/').all(plain) {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a path inside the disk: {path:?}")))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("not a path inside the disk: {path:?}"),
+    ))
 }

@@ -158,8 +158,7 @@ impl DiskFile for RealFile {
     fn read_resident(&self, offset: u64, len: usize) -> Option<Bytes> {
         let mut buf = vec![0; len];
         let mut into = [IoSliceMut::new(&mut buf)];
-        let got =
-            rustix::io::preadv2(&self.fd, &mut into, offset, ReadWriteFlags::NOWAIT).ok()?;
+        let got = rustix::io::preadv2(&self.fd, &mut into, offset, ReadWriteFlags::NOWAIT).ok()?;
         if got < len && offset + got as u64 != self.len().ok()? {
             return None;
         }
