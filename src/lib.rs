@@ -25,3 +25,5 @@ pub mod erasure;
 pub mod seam;
 
 pub mod placement;
+
+pub mod client;
