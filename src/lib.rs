@@ -27,3 +27,4 @@ pub mod seam;
 pub mod placement;
 
 pub mod client;
+pub mod tables;
