@@ -59,3 +59,13 @@ mod real {
         }
     }
 }
+#[cfg(feature = "sim")]
+#[test]
+fn the_simulated_disk_conforms() {
+    use mooseng::seam::Disk;
+    for seed in 1..=10 {
+        let sim = mooseng_sim::disk::SimDisk::new("conformance", 64 << 20, seed);
+        let disk: std::sync::Arc<dyn Disk> = sim.handle(1);
+        mooseng_proptests::disk_conformance::conformance(&disk);
+    }
+}

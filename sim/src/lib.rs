@@ -2,3 +2,6 @@
 #![cfg(feature = "sim")]
 
 extern crate madsim_tokio as tokio;
+
+pub mod disk;
+pub mod rng;

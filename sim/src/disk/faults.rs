@@ -1,0 +1,151 @@
+//! What can go wrong with a simulated disk, and what did.
+
+use super::{State, gone};
+use crate::rng::Ratio;
+use std::io;
+use std::time::Duration;
+
+/// Faults drawn at each call. `next_*` strike that many coming calls for certain, before any draw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Faults {
+    /// A read fails with EIO.
+    pub read_eio: Ratio,
+    /// A write fails with EIO after a part of it.
+    pub write_eio: Ratio,
+    /// A sync fails with EIO; its dirty pages are lost or not, and clean.
+    pub sync_eio: Ratio,
+    /// A write goes to another place of its file and reports success.
+    pub misdirect: Ratio,
+    /// A call takes up to `slow_ms_max`.
+    pub slow: Ratio,
+    /// Longest time of a slow call.
+    pub slow_ms_max: u64,
+    /// Every call that needs new space fails with ENOSPC.
+    pub full: bool,
+    /// Reads to fail.
+    pub next_read_eio: u32,
+    /// Writes to fail.
+    pub next_write_eio: u32,
+    /// Syncs to fail.
+    pub next_sync_eio: u32,
+    /// Writes to misdirect.
+    pub next_misdirect: u32,
+}
+
+/// What was done and injected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Reads.
+    pub reads: u64,
+    /// Calls that change the disk: writes, syncs, names.
+    pub changes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// fdatasyncs that succeeded.
+    pub syncs: u64,
+    /// Directory syncs that succeeded.
+    pub dir_syncs: u64,
+    /// Injected: EIO on read.
+    pub read_eio: u64,
+    /// Injected: EIO on write.
+    pub write_eio: u64,
+    /// Injected: EIO on sync.
+    pub sync_eio: u64,
+    /// Injected or reached: no space.
+    pub enospc: u64,
+    /// Injected: slow calls.
+    pub slow: u64,
+    /// Injected: misdirected writes.
+    pub misdirected: u64,
+    /// Injected: rotten bytes.
+    pub rotten: u64,
+    /// Power losses.
+    pub power_losses: u64,
+    /// Sectors that a power loss dropped or tore.
+    pub sectors_lost: u64,
+    /// Creates, renames and removes that a power loss undid.
+    pub names_lost: u64,
+}
+
+/// An operation that changes the disk, for the trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    /// What.
+    pub kind: &'static str,
+    /// The path, where the operation is on a name.
+    pub path: &'a str,
+    /// The file's number, where it is on a file.
+    pub file: u64,
+    /// Offset or new length, bytes.
+    pub offset: u64,
+    /// The bytes written.
+    pub bytes: &'a [u8],
+    /// Whether it succeeded.
+    pub ok: bool,
+}
+
+impl State {
+    /// At the start of every call: fenced handles and dead disks answer nothing.
+    pub(super) fn admit(&self, incarnation: u64) -> io::Result<()> {
+        let dead = self.dies_at.is_some_and(|at| self.counters.changes >= at);
+        if incarnation < self.incarnation || dead { Err(gone()) } else { Ok(()) }
+    }
+
+    /// At the start of every call that changes the disk.
+    pub(super) fn admit_change(&mut self, incarnation: u64) -> io::Result<()> {
+        self.admit(incarnation)?;
+        self.counters.changes += 1;
+        self.spend(0, 0);
+        Ok(())
+    }
+
+    /// The calling task owes between `low` and `high` microseconds, and more if the disk is slow.
+    pub(super) fn spend(&mut self, low: u64, high: u64) {
+        let mut micros = self.rng.range(low, high);
+        if self.rng.hit(self.faults.slow) {
+            self.counters.slow += 1;
+            micros += self.rng.range(1, self.faults.slow_ms_max.max(2)) * 1000;
+        }
+        if micros > 0 {
+            mooseng::seam::owe(Duration::from_micros(micros));
+        }
+    }
+
+    pub(super) fn strikes(&mut self, fault: Fault) -> bool {
+        let faults = &mut self.faults;
+        let (next, ratio, count) = match fault {
+            Fault::Read => {
+                (&mut faults.next_read_eio, faults.read_eio, &mut self.counters.read_eio)
+            }
+            Fault::Write => {
+                (&mut faults.next_write_eio, faults.write_eio, &mut self.counters.write_eio)
+            }
+            Fault::Sync => {
+                (&mut faults.next_sync_eio, faults.sync_eio, &mut self.counters.sync_eio)
+            }
+            Fault::Misdirect => {
+                (&mut faults.next_misdirect, faults.misdirect, &mut self.counters.misdirected)
+            }
+        };
+        let hit = *next > 0 || self.rng.hit(ratio);
+        *next = next.saturating_sub(1);
+        *count += u64::from(hit);
+        hit
+    }
+
+    pub(super) fn report(&mut self, event: &Event<'_>) {
+        if let Some(observer) = &mut self.observer {
+            observer(event);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Fault {
+    Read,
+    Write,
+    Sync,
+    Misdirect,
+}
