@@ -28,3 +28,4 @@ pub mod placement;
 
 pub mod client;
 pub mod tables;
+pub mod wal;
