@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Free segments kept; more are removed.
 const FREE_MAX: usize = 2;
-const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// A segment file.
 pub struct Segment {
