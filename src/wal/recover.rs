@@ -101,10 +101,9 @@ impl Scanned {
 
     fn first_generation(&self) -> u64 {
         let purges = self.items.iter().filter(|item| item.header.kind == Kind::Purge);
-        purges.filter_map(|item| decode_purge(item).map(|(_, first)| first)).fold(
-            self.head.first_generation,
-            u64::max,
-        )
+        purges
+            .filter_map(|item| decode_purge(item).map(|(_, first)| first))
+            .fold(self.head.first_generation, u64::max)
     }
 
     fn end(&self) -> u64 {
@@ -135,7 +134,12 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
     out.last_sequence = tail.header.sequence;
     out.end = last.end();
     if seen.durable > out.last_sequence && !bug!(M10) {
-        return Err(corrupt(disk, &slot_path(last.slot), last.end(), "records behind it were durable"));
+        return Err(corrupt(
+            disk,
+            &slot_path(last.slot),
+            last.end(),
+            "records behind it were durable",
+        ));
     }
     out.unvouched_from = last
         .items
@@ -160,7 +164,12 @@ fn empty(
     vote_file: vote_file::Slots,
 ) -> Result<Recovered, WalError> {
     if seen.durable > 0 || vote_file.vote.is_some() {
-        return Err(corrupt(disk, &slot_path(0), 0, "the log existed, but no segment has a readable head"));
+        return Err(corrupt(
+            disk,
+            &slot_path(0),
+            0,
+            "the log existed, but no segment has a readable head",
+        ));
     }
     let (generation_seen, sequence_seen) = (seen.generation, seen.sequence);
     Ok(Recovered { free_slots, generation_seen, sequence_seen, vote_file, ..Recovered::default() })
