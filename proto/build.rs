@@ -12,6 +12,7 @@ const FILES: [&str; 5] = [
     "proto/admin.proto",
 ];
 
+#[expect(clippy::disallowed_methods, reason = "a build script writes into OUT_DIR")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for file in FILES.iter().chain(&["proto/build.rs"]) {
         println!("cargo::rerun-if-changed={file}");

@@ -1,6 +1,7 @@
 //! The disk conformance suite over both worlds: a temporary directory, or the simulated disk.
 
 #[cfg(not(feature = "sim"))]
+#[expect(clippy::disallowed_methods, reason = "the tests make and remove directories")]
 mod real {
     use mooseng::seam::real::RealDisk;
     use mooseng::seam::{Disk, OpenMode};

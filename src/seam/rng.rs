@@ -1,6 +1,7 @@
 //! Random numbers: the operating system's, which madsim replaces by the seed's in a simulation.
 
 /// 64 random bits. A system call in the real world: for ids and jitter, not for hot paths.
+#[expect(clippy::disallowed_methods, reason = "the seam itself")]
 pub fn random_u64() -> u64 {
     getrandom::u64().expect("the operating system gives random numbers")
 }

@@ -23,7 +23,9 @@ where
 {
     #[cfg(not(feature = "sim"))]
     {
-        match tokio::task::spawn_blocking(work).await {
+        #[expect(clippy::disallowed_methods, reason = "the seam itself")]
+        let joined = tokio::task::spawn_blocking(work).await;
+        match joined {
             Ok(value) => value,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
