@@ -4,12 +4,13 @@
 use prost::Message;
 use std::path::PathBuf;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "proto/fs.proto",
     "proto/raft.proto",
     "proto/chunk.proto",
     "proto/disk.proto",
     "proto/admin.proto",
+    "proto/wire.proto",
 ];
 
 #[expect(clippy::disallowed_methods, reason = "a build script writes into OUT_DIR")]

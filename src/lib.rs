@@ -25,7 +25,9 @@ pub mod erasure;
 pub mod seam;
 
 pub mod placement;
+pub mod tables;
+
+pub mod wal;
+pub mod wire;
 
 pub mod client;
-pub mod tables;
-pub mod wal;

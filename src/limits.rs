@@ -125,6 +125,18 @@ pub struct Limits {
     pub connections_max: usize,
     /// Deadline of connect and handshake.
     pub connect_deadline: Duration,
+    /// A connection with calls waiting and nothing received for this long is pinged.
+    pub ping_after: Duration,
+    /// A pinged peer that stays silent for this long is given up.
+    pub silence_max: Duration,
+    /// A server closes a connection that was silent for this long.
+    pub connection_idle_max: Duration,
+    /// A server closes a connection that takes none of the waiting bytes for this long.
+    pub write_stall_max: Duration,
+    /// A handler is dropped this long after its caller's deadline.
+    pub handler_grace: Duration,
+    /// A stopping server gives handlers this long to finish.
+    pub drain_max: Duration,
 }
 
 impl Limits {
@@ -172,6 +184,12 @@ impl Limits {
             requests_in_flight_max: 1024,
             connections_max: 4096,
             connect_deadline: Duration::from_millis(1000),
+            ping_after: Duration::from_millis(500),
+            silence_max: Duration::from_secs(2),
+            connection_idle_max: Duration::from_secs(30),
+            write_stall_max: Duration::from_secs(10),
+            handler_grace: Duration::from_secs(10),
+            drain_max: Duration::from_millis(500),
         }
     }
 
@@ -232,6 +250,8 @@ const _: () = {
         assert!(l.entry_bytes_max as u64 * 2 <= l.wal_segment_bytes * 2);
         assert!(l.overlay_bytes_checkpoint < l.overlay_bytes_max);
         assert!(l.batch_ops_max <= l.replies_kept);
+        assert!(l.ping_after.as_millis() * 2 <= l.silence_max.as_millis());
+        assert!(l.ping_after.as_millis() * 20 <= l.connection_idle_max.as_millis());
         i += 1;
     }
 };
