@@ -102,8 +102,7 @@ impl Conn {
         let (read, write) = stream.into_split();
         #[cfg(feature = "sim")]
         let (read, write) = tokio::io::split(stream);
-        let out =
-            Out { queue: OutQueue::default(), io: Some(write), blocked: false, dead: false };
+        let out = Out { queue: OutQueue::default(), io: Some(write), blocked: false, dead: false };
         let conn = Arc::new(Conn {
             local,
             peer,

@@ -29,10 +29,8 @@ impl Expect {
             return Ok(());
         }
         let role = self.role.unwrap_or(who.role);
-        let message = format!(
-            "{role:?} {} was expected, {:?} {} answers",
-            self.node, who.role, who.node
-        );
+        let message =
+            format!("{role:?} {} was expected, {:?} {} answers", self.node, who.role, who.node);
         Err(Refusal::new(RefusalCode::WrongNode, message))
     }
 }

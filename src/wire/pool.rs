@@ -51,7 +51,11 @@ enum Slot {
     Dialling(watch::Receiver<Option<Dialled>>),
     Live(Arc<Conn>),
     /// Not dialled again before `until`; callers are told `why` at once.
-    Failed { until: Mono, pause: Duration, why: Arc<str> },
+    Failed {
+        until: Mono,
+        pause: Duration,
+        why: Arc<str>,
+    },
 }
 
 impl Pool {

@@ -215,7 +215,9 @@ impl Serving {
     fn take_frames(&mut self, cx: &mut Context<'_>) -> Result<bool, String> {
         let mut progress = false;
         while self.has_room() {
-            let Some(frame) = self.decoder.next().map_err(|error| error.to_string())? else { break };
+            let Some(frame) = self.decoder.next().map_err(|error| error.to_string())? else {
+                break;
+            };
             progress = true;
             match frame.kind {
                 Kind::Request => self.arrived(frame, cx)?,
@@ -446,4 +448,3 @@ async fn run_out(
         }
     }
 }
-
