@@ -8,7 +8,7 @@ mod types;
 pub use types::*;
 
 use crate::errno::Errno;
-use crate::ids::InodeId;
+use crate::ids::{InodeId, Uuid};
 use crate::pb;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -231,6 +231,18 @@ impl Client {
     ) -> Result<u64, Errno> {
         Err(Errno::ENOSYS)
     }
+
+    /// The cluster that this client is connected to.
+    pub fn cluster(&self) -> Uuid {
+        Uuid([0; 16])
+    }
+
+    /// Forgets everything clean: attributes, entries, extents, data. For measurements with cold caches.
+    pub fn drop_caches(&self) {}
+
+    /// A caller who may not keep setuid and setgid bits writes through this handle: the next commit of the
+    /// inode clears them. Does not wait.
+    pub fn kill_priv(&self, handle: Handle) {}
 
     /// Counters since the start.
     pub fn stats(&self) -> Stats {
