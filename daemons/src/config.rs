@@ -69,6 +69,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A level, or a list such as `info,openraft=debug`.
     pub level: Option<String>,
+    /// Where to write instead of standard error, which a mount in the background does not have.
+    pub file: Option<PathBuf>,
 }
 
 /// How a log line looks.
@@ -85,8 +87,9 @@ pub enum LogFormat {
 impl Config {
     /// Reads the file (the default one may be absent, a named one may not) and the process's environment.
     pub fn load(file: Option<&Path>) -> Result<Config, Fail> {
-        let vars = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let vars = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
         match file {
             Some(path) => Config::read(Some((path, read_text(path)?)), vars),
             None => {
@@ -113,7 +116,8 @@ impl Config {
             let source = format!("environment variable {name}");
             let value = variable_value(&key, &value);
             let single: toml::Table = [(key.clone(), value)].into_iter().collect();
-            let alone = [(section.clone(), toml::Value::Table(single.clone()))].into_iter().collect();
+            let alone =
+                [(section.clone(), toml::Value::Table(single.clone()))].into_iter().collect();
             decode(&source, alone)?;
             let slot = merged.entry(section).or_insert_with(|| toml::Table::new().into());
             if let Some(table) = slot.as_table_mut() {
@@ -138,6 +142,16 @@ impl Config {
         let Some(text) = &self.cluster.id else { return Ok(None) };
         let bad = || Fail::usage(format!("[cluster] id `{text}` is not 32 hexadecimal digits"));
         mooseng::ids::Uuid::parse(text).map(Some).ok_or_else(bad)
+    }
+}
+
+/// Where a master's gRPC service is unless said otherwise: at the port after its own.
+pub fn grpc_of(master: &str) -> Result<String, Fail> {
+    let parts =
+        master.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    match parts {
+        Some((host, port)) if port < u16::MAX => Ok(format!("{host}:{}", port + 1)),
+        _ => Err(Fail::usage(format!("`{master}` is not an address like 10.0.0.1:9420"))),
     }
 }
 
@@ -245,6 +259,15 @@ mod tests {
         }
         let line = read("", &[("MOOSENG_NODE__LISEN", "x")]).unwrap_err().to_string();
         assert!(line.starts_with("environment variable MOOSENG_NODE__LISEN: "), "{line}");
+    }
+
+    #[test]
+    fn grpc_is_one_port_further() {
+        assert_eq!(grpc_of("h:9420").unwrap(), "h:9421");
+        assert_eq!(grpc_of("[::1]:9420").unwrap(), "[::1]:9421");
+        for bad in ["h", "h:", "h:x", "h:65535"] {
+            assert_eq!(grpc_of(bad).unwrap_err().code(), 2);
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 #[cfg(not(feature = "sim"))]
+pub mod cli;
+#[cfg(not(feature = "sim"))]
 pub mod config;
 #[cfg(not(feature = "sim"))]
 pub mod fail;
@@ -11,10 +13,11 @@ pub mod limits_config;
 #[cfg(not(feature = "sim"))]
 pub mod logging;
 #[cfg(not(feature = "sim"))]
+pub mod mount;
+#[cfg(not(feature = "sim"))]
 pub mod signals;
 
 /// Says that this binary belongs to the simulated world, and exits with 2.
-#[cfg(feature = "sim")]
 pub fn refuse_simulated_build() -> ! {
     eprintln!("built with feature sim; build without");
     std::process::exit(2);

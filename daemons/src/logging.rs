@@ -1,8 +1,12 @@
-//! Log lines on standard error, as text or JSON.
+//! Log lines on standard error or in a file, as text or JSON.
 
 use crate::config::{Log, LogFormat};
 use crate::fail::Fail;
-use tracing_subscriber::filter::Targets;
+use std::fmt::Display;
+use std::fs::OpenOptions;
+use std::sync::Mutex;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -12,15 +16,27 @@ const DEFAULT_LEVEL: &str = "info,openraft=error,fuser=error,h2=error,tonic=erro
 
 /// Starts logging for the whole process; a second call changes nothing.
 pub fn start(log: &Log) -> Result<(), Fail> {
+    let wrong = |level: &str, why: &dyn Display| Fail::usage(format!("[log] level `{level}`: {why}"));
     let level = match log.level.as_deref() {
-        // A bare level keeps the quiet of other people's crates.
-        Some(level) if !level.contains(['=', ',']) => DEFAULT_LEVEL.replacen("info", level, 1),
+        Some(level) if !level.contains(['=', ',']) => {
+            // A bare level keeps the quiet of other people's crates.
+            let level: LevelFilter = level.parse().map_err(|e| wrong(level, &e))?;
+            DEFAULT_LEVEL.replacen("info", &level.to_string(), 1)
+        }
         Some(level) => level.to_owned(),
         None => DEFAULT_LEVEL.to_owned(),
     };
-    let targets: Targets =
-        level.parse().map_err(|e| Fail::usage(format!("[log] level `{level}`: {e}")))?;
-    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let targets: Targets = level.parse().map_err(|e| wrong(&level, &e))?;
+    let writer = match &log.file {
+        None => BoxMakeWriter::new(std::io::stderr),
+        Some(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            let file =
+                file.map_err(|e| Fail::usage(format!("[log] file {}: {e}", path.display())))?;
+            BoxMakeWriter::new(Mutex::new(file))
+        }
+    };
+    let layer = fmt::layer().with_writer(writer).with_ansi(false);
     let layer = match log.format {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().boxed(),

@@ -661,12 +661,7 @@ fn fill(
     let mut after = offset.saturating_sub(DOTS);
     while !full && let Some(entry) = entries.front() {
         let name = OsStr::from_bytes(&entry.name);
-        full = reply.add(
-            INodeNo(entry.inode),
-            entry.cookie + DOTS,
-            file_type(entry.kind()),
-            name,
-        );
+        full = reply.add(INodeNo(entry.inode), entry.cookie + DOTS, file_type(entry.kind()), name);
         if !full {
             after = entry.cookie;
             entries.pop_front();
@@ -696,7 +691,7 @@ fn fill_plus(
     }
     let mut after = offset.saturating_sub(DOTS);
     while !full && let Some(entry) = entries.front() {
-        let attr = entry.attr.clone().unwrap_or_default();
+        let attr = entry.attr.unwrap_or_default();
         let name = OsStr::from_bytes(&entry.name);
         let (child, at) = (INodeNo(entry.inode), entry.cookie + DOTS);
         full = reply.add(child, at, name, &shared.ttl, &file_attr(&attr), Generation(0));

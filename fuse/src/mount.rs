@@ -93,7 +93,9 @@ impl Mounted {
             return Ok(());
         }
         let dir = self.dir.clone();
-        let detached = tokio::task::spawn_blocking(move || unmount(&dir, false).or_else(|_| unmount(&dir, true)));
+        let detached = tokio::task::spawn_blocking(move || {
+            unmount(&dir, false).or_else(|_| unmount(&dir, true))
+        });
         detached.await.unwrap_or(Ok(()))?;
         match tokio::time::timeout(patience, self.ended()).await {
             Ok(outcome) => outcome,

@@ -15,6 +15,9 @@ const CALL: Duration = Duration::from_secs(30);
 const ROUNDS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(400);
 
+/// One master's service.
+pub(crate) type Client = AdminClient<Channel>;
+
 /// gRPC services of a cluster's masters; any one that lives will do.
 pub(crate) struct Masters {
     services: Vec<String>,
@@ -34,10 +37,7 @@ impl Masters {
     }
 
     /// One call, tried at every master until one carries it out.
-    pub(crate) async fn call<T, F>(
-        &self,
-        what: impl Fn(AdminClient<Channel>) -> F,
-    ) -> Result<T, Fail>
+    pub(crate) async fn call<T, F>(&self, what: impl Fn(Client) -> F) -> Result<T, Fail>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -72,11 +72,10 @@ fn elsewhere(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
 }
 
-async fn connect(address: &str) -> Result<AdminClient<Channel>, String> {
+async fn connect(address: &str) -> Result<Client, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-    let connecting = endpoint.connect_timeout(CONNECT).timeout(CALL).connect();
-    match connecting.await {
-        Ok(channel) => Ok(AdminClient::new(channel)),
+    match endpoint.connect_timeout(CONNECT).timeout(CALL).connect().await {
+        Ok(channel) => Ok(Client::new(channel)),
         Err(error) => Err(root_cause(&error)),
     }
 }

@@ -3,7 +3,6 @@
 mod admin;
 mod class;
 mod connect;
-mod init;
 mod out;
 mod place;
 mod status;
@@ -55,8 +54,6 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make the data directory of the first master of a new cluster
-    Init(init::InitArgs),
     /// What the cluster is made of and how it is
     Status,
     /// The masters
@@ -92,7 +89,6 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Fail> {
     let common = cli.common;
     match cli.command {
-        Command::Init(args) => init::run(&common, &args),
         Command::Umount(args) => umount::run(&common, &args),
         Command::Status => wait(status::run(&common)),
         Command::Master(command) => wait(admin::master(&common, command)),

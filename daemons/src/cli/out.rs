@@ -11,12 +11,12 @@ pub(crate) fn json(value: &Value) {
 /// Prints a table without lines.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for row in rows {
         table.add_row(row);
     }
     // The crate pads every column; nothing after the last one is wanted.
-    for line in table.to_string().lines() {
+    for line in table.lines() {
         println!("{}", line.trim());
     }
 }

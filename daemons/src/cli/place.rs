@@ -10,7 +10,7 @@ use mooseng::pb;
 use mooseng_fuse::mountinfo;
 use serde_json::{Value, json};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A path of a cluster.
 pub(super) struct Target {
@@ -64,13 +64,13 @@ pub(super) async fn fetch(target: &Target) -> Result<pb::FileInfoReply, Fail> {
     target.masters.call(ask).await
 }
 
-pub(super) async fn file_info(common: &Common, path: &PathBuf) -> Result<(), Fail> {
+pub(super) async fn file_info(common: &Common, path: &Path) -> Result<(), Fail> {
     let info = fetch(&resolve(common, path)?).await?;
     if common.json {
         out::json(&as_json(&info));
         return Ok(());
     }
-    let attr = info.attr.clone().unwrap_or_default();
+    let attr = info.attr.unwrap_or_default();
     println!(
         "{}: inode {}  {}  mode {:o}  links {}  class {}",
         path.display(),
@@ -120,7 +120,7 @@ fn chunk_state(chunk: &pb::Chunk) -> &'static str {
 }
 
 fn as_json(info: &pb::FileInfoReply) -> Value {
-    let attr = info.attr.clone().unwrap_or_default();
+    let attr = info.attr.unwrap_or_default();
     let extent = |extent: &pb::Extent| {
         let mut value = json!({ "file_off": extent.file_off, "len": extent.len });
         match &extent.source {

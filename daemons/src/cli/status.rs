@@ -87,9 +87,7 @@ fn state(server: &pb::ServerStatus) -> &'static str {
 }
 
 pub(super) fn masters_json(status: &pb::StatusReply) -> Value {
-    let master = |m: &pb::MasterStatus| {
-        json!({ "node": m.node, "address": m.address, "voter": m.voter, "leader": m.leader })
-    };
+    let master = |m: &pb::MasterStatus| json!({ "node": m.node, "address": m.address, "voter": m.voter, "leader": m.leader });
     status.masters.iter().map(master).collect()
 }
 

@@ -25,7 +25,9 @@ pub(super) fn run(common: &Common, args: &UmountArgs) -> Result<(), Fail> {
         return Err(failed(&format!("{} is mounted there, not MooseNG", entry.kind)));
     }
     mooseng_fuse::unmount(&dir, args.lazy || dead).map_err(|e| match e.raw_os_error() {
-        Some(16) => failed(&"busy: files are open, or it is somebody's working directory (--lazy detaches it)"),
+        Some(16) => failed(
+            &"busy: files are open, or it is somebody's working directory (--lazy detaches it)",
+        ),
         _ => failed(&e),
     })?;
     if common.json {
@@ -38,7 +40,8 @@ pub(super) fn run(common: &Common, args: &UmountArgs) -> Result<(), Fail> {
 fn real_point(dir: &Path) -> std::io::Result<(PathBuf, bool)> {
     match std::fs::canonicalize(dir) {
         Ok(real) => {
-            let dead = std::fs::metadata(&real).is_err_and(|e| e.kind() == std::io::ErrorKind::NotConnected);
+            let dead = std::fs::metadata(&real)
+                .is_err_and(|e| e.kind() == std::io::ErrorKind::NotConnected);
             Ok((real, dead))
         }
         // Nothing behind a dead mount can be looked at, its own name included.
