@@ -16,7 +16,8 @@ const DEFAULT_LEVEL: &str = "info,openraft=error,fuser=error,h2=error,tonic=erro
 
 /// Starts logging for the whole process; a second call changes nothing.
 pub fn start(log: &Log) -> Result<(), Fail> {
-    let wrong = |level: &str, why: &dyn Display| Fail::usage(format!("[log] level `{level}`: {why}"));
+    let wrong =
+        |level: &str, why: &dyn Display| Fail::usage(format!("[log] level `{level}`: {why}"));
     let level = match log.level.as_deref() {
         Some(level) if !level.contains(['=', ',']) => {
             // A bare level keeps the quiet of other people's crates.
