@@ -59,6 +59,8 @@ pub struct Limits {
     pub overlay_bytes_max: usize,
     /// redb's page cache.
     pub redb_cache_bytes: usize,
+    /// The table file is written anew when it takes four times its rows and this much more.
+    pub table_slack_bytes: u64,
     /// Log entries kept behind the checkpoint for slow followers.
     pub log_entries_kept: u64,
     /// A session without keepalive for this long is expired by a committed command.
@@ -153,6 +155,7 @@ impl Limits {
             overlay_bytes_checkpoint: 32 << 20,
             overlay_bytes_max: 256 << 20,
             redb_cache_bytes: 64 << 20,
+            table_slack_bytes: 64 << 20,
             log_entries_kept: 1000,
             session_ttl: Duration::from_secs(60),
             keepalive: Duration::from_secs(5),
@@ -202,6 +205,7 @@ impl Limits {
             overlay_bytes_checkpoint: 16 << 10,
             overlay_bytes_max: 256 << 10,
             redb_cache_bytes: 64 << 10,
+            table_slack_bytes: 256 << 10,
             log_entries_kept: 8,
             session_ttl: Duration::from_secs(8),
             keepalive: Duration::from_millis(800),

@@ -1,7 +1,7 @@
 //! The levels merged into one ordered run of rows.
 
 use super::TableError;
-use super::base::{Base, BaseRows, Guard};
+use super::base::{BaseRows, Guard};
 use super::key::KeyBytes;
 use super::view::{Level, Slot, View, bounds};
 use bytes::Bytes;
@@ -46,7 +46,7 @@ impl<'a> Rows<'a> {
             MemoryRows::new(&view.overlay, from, to, back),
             frozen.and_then(|level| MemoryRows::new(level, from, to, back)),
         ];
-        let base = view.base.as_deref().map(|base| Base::range(base, from, to));
+        let base = view.base.as_deref().map(|base| base.range(from, to));
         Rows { back, memory, base, base_head: None }
     }
 

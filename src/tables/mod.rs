@@ -9,17 +9,26 @@
 //! Any error is fatal to the process that meets it: it is never turned into a reply.
 
 mod base;
+mod blocks;
+mod checkpoint;
 mod db;
+mod fault;
 mod hash;
+mod install;
 mod key;
+mod layout;
 mod merge;
 mod view;
 
+#[cfg(all(test, not(feature = "sim")))]
+mod disk_tests;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::{Checkpoint, Finished, Garbage};
 pub use db::Db;
 pub use hash::row_hash;
+pub use install::{Install, Installed};
 pub use key::{FixedPart, Key, Part};
 pub use merge::Rows;
 pub use view::View;

@@ -13,7 +13,7 @@ impl Table for Inodes {
     type Row = pb::RefRow;
 }
 
-struct Names;
+pub(super) struct Names;
 impl Table for Names {
     const ID: u8 = 2;
     const NAME: &'static str = "names";
@@ -25,7 +25,7 @@ fn name(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-fn dentry(inode: u64) -> pb::DentryRow {
+pub(super) fn dentry(inode: u64) -> pb::DentryRow {
     pb::DentryRow { inode, ..Default::default() }
 }
 

@@ -45,6 +45,11 @@ impl View {
         View { overlay: Level::new(), frozen: None, base, hash }
     }
 
+    /// What a checkpoint writes: a frozen overlay over the rows below it.
+    pub(super) fn of_frozen(frozen: Arc<Level>, base: Option<Arc<Base>>) -> View {
+        View { frozen: Some(frozen), ..View::new(base, 0) }
+    }
+
     /// The state hash at this moment.
     pub fn hash(&self) -> u64 {
         self.hash

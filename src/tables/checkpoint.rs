@@ -1,0 +1,185 @@
+//! Writing a frozen overlay to disk while applying goes on above it.
+
+use super::TableError;
+use super::base::{Base, Store};
+use super::view::{Level, View};
+use crate::limits::Limits;
+use crate::pb;
+use crate::seam::Disk;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many times its rows a table file may take, beside a fixed slack.
+const BLOAT: u64 = 4;
+
+/// The names of a table file, and who may write to it.
+pub(super) struct Files {
+    disk: Arc<dyn Disk>,
+    path: String,
+    cache_bytes: usize,
+    slack_bytes: u64,
+    /// Raised by each installed snapshot; held by whoever writes. A checkpoint of an older epoch is void.
+    epoch: Mutex<u64>,
+}
+
+impl Files {
+    pub(super) fn new(disk: Arc<dyn Disk>, path: &str, limits: &Limits) -> Files {
+        Files {
+            disk,
+            path: path.to_owned(),
+            cache_bytes: limits.redb_cache_bytes,
+            slack_bytes: limits.table_slack_bytes,
+            epoch: Mutex::new(0),
+        }
+    }
+
+    /// Removes what a crash left of files that were never published.
+    pub(super) fn clean(&self) -> Result<(), TableError> {
+        for suffix in ["new", "install"] {
+            match self.disk.remove(&self.temporary(suffix)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.io_error(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn exists(&self) -> Result<bool, TableError> {
+        self.disk.exists(&self.path).map_err(|error| self.io_error(error))
+    }
+
+    pub(super) fn open(&self) -> Result<Arc<Store>, TableError> {
+        Store::open(&*self.disk, &self.path, self.cache_bytes)
+    }
+
+    pub(super) fn create(&self, suffix: &str) -> Result<Arc<Store>, TableError> {
+        Store::create(&*self.disk, &self.temporary(suffix), self.cache_bytes)
+    }
+
+    /// Runs `work` as the only writer, and raises the epoch if it says so.
+    pub(super) fn exclusively<R>(&self, work: impl FnOnce(&mut u64) -> R) -> R {
+        work(&mut self.epoch.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets a durable temporary file take the name: after a crash there is the old file or the new one.
+    pub(super) fn publish(&self, suffix: &str) -> Result<(), TableError> {
+        let directory = self.path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let renamed = self.disk.rename(&self.temporary(suffix), &self.path);
+        renamed.and_then(|()| self.disk.sync_dir(directory)).map_err(|error| self.io_error(error))
+    }
+
+    /// Whether writing anew is worth it, and there is room to.
+    fn bloated(&self, store: &Store, row_bytes: u64) -> Result<bool, TableError> {
+        if store.written_bytes() <= row_bytes * BLOAT + self.slack_bytes {
+            return Ok(false);
+        }
+        let space = self.disk.space().map_err(|error| self.io_error(error))?;
+        Ok(space.free > row_bytes * 2 + self.slack_bytes)
+    }
+
+    fn temporary(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.path)
+    }
+
+    fn io_error(&self, error: io::Error) -> TableError {
+        TableError::Io { file: format!("{}/{}", self.disk.describe(), self.path), error }
+    }
+}
+
+/// An overlay on its way to disk. Begun by [`super::Db::begin_checkpoint`].
+#[must_use = "a checkpoint is to be written and finished"]
+pub struct Checkpoint {
+    pub(super) files: Arc<Files>,
+    pub(super) epoch: u64,
+    pub(super) store: Option<Arc<Store>>,
+    pub(super) base: Option<Arc<Base>>,
+    pub(super) frozen: Arc<Level>,
+    pub(super) meta: pb::CheckpointMeta,
+}
+
+/// A durable checkpoint, to be shown to readers by [`super::Db::finish_checkpoint`].
+#[must_use = "a finished checkpoint is to be handed to the tables"]
+pub struct Finished {
+    pub(super) epoch: u64,
+    pub(super) shown: Option<(Arc<Store>, Arc<Base>)>,
+    pub(super) frozen: Arc<Level>,
+}
+
+/// What nobody reads any more. Dropping it takes long (a million rows: 100 ms): do it where that matters
+/// to nobody, as in `seam::blocking(move || drop(garbage))`.
+#[must_use = "drop it on another thread"]
+#[derive(Default)]
+pub struct Garbage {
+    pub(super) _levels: Vec<Arc<Level>>,
+    pub(super) _view: Option<View>,
+    pub(super) _store: Option<Arc<Store>>,
+}
+
+impl Checkpoint {
+    /// Writes it: blocks for as long as the disk takes, on any thread.
+    pub fn write(self) -> Result<Finished, TableError> {
+        let files = self.files.clone();
+        files.exclusively(|epoch| {
+            let shown = if *epoch == self.epoch {
+                Some(self.write_alone()?)
+            } else {
+                crate::mark!("checkpoint void after install");
+                None
+            };
+            Ok(Finished { epoch: self.epoch, shown, frozen: self.frozen })
+        })
+    }
+
+    fn write_alone(&self) -> Result<(Arc<Store>, Arc<Base>), TableError> {
+        let store = match &self.store {
+            Some(store) if !self.files.bloated(store, self.meta.row_bytes)? => {
+                store.apply(&self.frozen, &self.meta)?;
+                store.clone()
+            }
+            _ => self.write_anew()?,
+        };
+        let base = store.base()?;
+        #[cfg(any(feature = "sim", test))]
+        verify(&base, &self.meta)?;
+        Ok((store, base))
+    }
+
+    fn write_anew(&self) -> Result<Arc<Store>, TableError> {
+        crate::maybe!(self.store.is_some(), "table file written anew");
+        let store = self.files.create("new")?;
+        let fill = store.fill()?;
+        let view = View::of_frozen(self.frozen.clone(), self.base.clone());
+        let mut rows = view.rows();
+        let mut result = Ok(());
+        fill.change(|table| {
+            while let Some(row) = rows.next_with(|key, row| table.insert(key, row).map(drop)) {
+                match row {
+                    Ok(inserted) => inserted?,
+                    Err(error) => {
+                        result = Err(error);
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        result?;
+        fill.finish(&self.meta)?;
+        self.files.publish("new")?;
+        if let Some(old) = &self.store {
+            old.retire();
+        }
+        Ok(store)
+    }
+}
+
+/// In tests and simulation: what is on disk is what was meant to be.
+#[cfg(any(feature = "sim", test))]
+fn verify(base: &Arc<Base>, meta: &pb::CheckpointMeta) -> Result<(), TableError> {
+    let hash = View::new(Some(base.clone()), 0).hash_of_rows()?;
+    assert_eq!(hash, meta.state_hash, "the hash of the rows on disk");
+    assert_eq!(base.meta()?, *meta, "the checkpoint record on disk");
+    Ok(())
+}
