@@ -27,6 +27,7 @@ macro_rules! errnos {
 errnos!(
     EPERM,
     ENOENT,
+    E2BIG,
     EINTR,
     EIO,
     ENXIO,

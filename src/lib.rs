@@ -24,6 +24,7 @@ pub mod codec;
 pub mod erasure;
 pub mod seam;
 
+pub mod namespace;
 pub mod placement;
 pub mod tables;
 
