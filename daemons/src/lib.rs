@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 #[cfg(not(feature = "sim"))]
+pub mod bench;
+#[cfg(not(feature = "sim"))]
 pub mod cli;
 #[cfg(not(feature = "sim"))]
 pub mod config;

@@ -3,11 +3,12 @@
 mod admin;
 mod class;
 mod connect;
-mod out;
+pub(crate) mod out;
 mod place;
 mod status;
 mod umount;
 
+use crate::bench;
 use crate::config::Config;
 use crate::fail::{self, Fail};
 use clap::{Args, Parser, Subcommand};
@@ -68,6 +69,8 @@ enum Command {
     /// Files
     #[command(subcommand)]
     File(FileCommand),
+    /// Measure a directory, on a mount or anywhere else
+    Bench(bench::BenchArgs),
     /// Unmount, also what a killed process left behind
     Umount(umount::UmountArgs),
 }
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Fail> {
     let common = cli.common;
     match cli.command {
+        Command::Bench(args) => bench::run(common.json, &args),
         Command::Umount(args) => umount::run(&common, &args),
         Command::Status => wait(status::run(&common)),
         Command::Master(command) => wait(admin::master(&common, command)),
