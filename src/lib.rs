@@ -31,4 +31,6 @@ pub mod tables;
 pub mod wal;
 pub mod wire;
 
+pub mod store;
+
 pub mod client;

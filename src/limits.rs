@@ -105,6 +105,24 @@ pub struct Limits {
     pub repairs_at_once: usize,
     /// Most bytes of one append call.
     pub append_bytes_max: usize,
+    /// Requests that may wait for one chunk disk; more are refused as busy.
+    pub store_queue_max: usize,
+    /// Bytes of appends that may wait for one chunk disk.
+    pub store_queue_bytes_max: usize,
+    /// Kept free on a chunk disk (at most a twentieth of it), so that deletes work when it is full.
+    pub disk_reserve_bytes: u64,
+    /// Replica files that one chunk disk keeps open.
+    pub open_replicas_max: usize,
+    /// Synced bytes of a replica by which its recorded length may lag: what a restart checks again.
+    pub recorded_lag_bytes: u64,
+    /// How fast a chunkserver reads its replicas to check them, bytes per second and disk.
+    pub scrub_bytes_per_second: u64,
+    /// Replicas in one page of a chunkserver's report.
+    pub report_page: usize,
+    /// Bytes of each source that a rebuild handles at a time.
+    pub rebuild_piece_bytes: usize,
+    /// Rebuilds under way at once on one chunkserver.
+    pub rebuilds_at_once: usize,
     // Client
     /// Kernel and client cache lifetime of attributes and entries, until leases come.
     pub attr_ttl: Duration,
@@ -177,6 +195,15 @@ impl Limits {
             chunk_read_deadline: Duration::from_millis(1500),
             repairs_at_once: 4,
             append_bytes_max: 4 << 20,
+            store_queue_max: 1024,
+            store_queue_bytes_max: 64 << 20,
+            disk_reserve_bytes: 64 << 20,
+            open_replicas_max: 512,
+            recorded_lag_bytes: 4 << 20,
+            scrub_bytes_per_second: 8 << 20,
+            report_page: 4096,
+            rebuild_piece_bytes: 1 << 20,
+            rebuilds_at_once: 4,
             attr_ttl: Duration::from_secs(1),
             dirty_bytes_max: 64 << 20,
             flush_bytes: 1 << 20,
@@ -220,6 +247,15 @@ impl Limits {
             chunk_bytes: 256 << 10,
             server_dead: Duration::from_secs(6),
             append_bytes_max: 64 << 10,
+            store_queue_max: 64,
+            store_queue_bytes_max: 1 << 20,
+            disk_reserve_bytes: 64 << 10,
+            open_replicas_max: 4,
+            recorded_lag_bytes: 32 << 10,
+            scrub_bytes_per_second: 256 << 10,
+            report_page: 4,
+            rebuild_piece_bytes: 64 << 10,
+            rebuilds_at_once: 2,
             dirty_bytes_max: 512 << 10,
             flush_bytes: 32 << 10,
             dirty_age_max: Duration::from_millis(700),
@@ -251,6 +287,10 @@ const _: () = {
             l.append_bytes_max <= FRAME_PAYLOAD_BYTES_MAX && l.append_bytes_max <= l.chunk_bytes
         );
         assert!(l.append_bytes_max.is_multiple_of(BLOCK_BYTES));
+        assert!(l.append_bytes_max <= l.store_queue_bytes_max);
+        assert!(l.rebuild_piece_bytes.is_multiple_of(BLOCK_BYTES));
+        assert!(l.rebuild_piece_bytes <= FRAME_PAYLOAD_BYTES_MAX);
+        assert!(l.report_page > 0 && l.open_replicas_max > 0 && l.rebuilds_at_once > 0);
         assert!(l.entry_bytes_max as u64 * 2 <= l.wal_segment_bytes * 2);
         assert!(l.overlay_bytes_checkpoint < l.overlay_bytes_max);
         assert!(l.batch_ops_max <= l.replies_kept);

@@ -1,0 +1,164 @@
+//! Reading whole blocks with their stored CRCs. Nobody here looks at the bytes: whoever asked verifies them.
+
+use super::format::{self, BLOCK, ReplicaId};
+use super::open::PIECE_BYTES;
+use super::replica::Replica;
+use super::{Store, StoreError};
+use crate::checksum::block_crc;
+use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
+use crate::mark;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// Bytes from which on mapped memory is cheaper than a copy.
+const MAP_BYTES: usize = 128 << 10;
+
+/// Whole blocks of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// Where they begin in the replica.
+    pub offset: u64,
+    /// Length of the replica; the blocks are cut there.
+    pub length: u64,
+    /// One per block, as stored.
+    pub crcs: Vec<u32>,
+    /// The bytes, unverified.
+    pub data: Bytes,
+}
+
+struct Span {
+    replica: Arc<Replica>,
+    from: u64,
+    to: u64,
+    length: u64,
+    sealed: bool,
+}
+
+impl Span {
+    fn bytes(&self) -> usize {
+        (self.to - self.from) as usize
+    }
+
+    fn crc_bytes(&self) -> usize {
+        self.bytes() / BLOCK as usize * 4
+    }
+
+    fn blocks(&self, crcs: &[u8], data: Bytes) -> Blocks {
+        let crcs = format::decode_crcs(crcs);
+        Blocks { offset: self.from, length: self.length, crcs, data }
+    }
+}
+
+impl Store {
+    /// The blocks that cover `[offset, offset + len)`, if they are in memory; `None` if reading would block.
+    pub fn read_resident(
+        &self,
+        id: ReplicaId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Blocks>, StoreError> {
+        let span = self.span(id, offset, len)?;
+        if span.bytes() == 0 {
+            return Ok(Some(span.blocks(&[], Bytes::new())));
+        }
+        let file = self.file(&span.replica)?;
+        let Some(data) = file
+            .read_resident(id.data_start() + span.from, span.bytes())
+            .filter(|data| data.len() == span.bytes())
+        else {
+            return Ok(None);
+        };
+        let crcs = file
+            .read_resident(id.crc_at(span.from), span.crc_bytes())
+            .filter(|crcs| crcs.len() == span.crc_bytes());
+        Ok(crcs.map(|crcs| span.blocks(&crcs, data)))
+    }
+
+    /// The blocks that cover `[offset, offset + len)`; may block for the disk. Large reads of sealed replicas
+    /// are mapped memory (an open one may yet be cut short, which mapped memory does not survive).
+    pub fn read(&self, id: ReplicaId, offset: u64, len: u64) -> Result<Blocks, StoreError> {
+        let span = self.span(id, offset, len)?;
+        if span.bytes() == 0 {
+            return Ok(span.blocks(&[], Bytes::new()));
+        }
+        let file = self.file(&span.replica)?;
+        let start = id.data_start() + span.from;
+        let mut crcs = vec![0; span.crc_bytes()];
+        let read = file.read_exact_at(id.crc_at(span.from), &mut crcs).and_then(|()| {
+            if span.sealed && span.bytes() >= MAP_BYTES {
+                let data = file.map(start, span.bytes())?;
+                let whole = data.len() == span.bytes();
+                return if whole { Ok(data) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) };
+            }
+            let mut data = vec![0; span.bytes()];
+            file.read_exact_at(start, &mut data).map(|()| data.into())
+        });
+        match read {
+            Ok(data) => Ok(span.blocks(&crcs, data)),
+            Err(error) => {
+                mark!("store: read failed");
+                self.note_bad(&span.replica);
+                Err(StoreError::Read(format!("{}/{}: {error}", self.describe(), id.path())))
+            }
+        }
+    }
+
+    fn span(&self, id: ReplicaId, offset: u64, len: u64) -> Result<Span, StoreError> {
+        let replica = self.found(id)?;
+        let now = replica.progress();
+        let from = (offset / BLOCK * BLOCK).min(now.length);
+        let end = offset.saturating_add(len).min(now.length).next_multiple_of(BLOCK);
+        let to = end.min(now.length).max(from);
+        if to - from > FRAME_PAYLOAD_BYTES_MAX as u64 {
+            return Err(StoreError::Bad(format!("read of {len} bytes from {id}: too long")));
+        }
+        Ok(Span { replica, from, to, length: now.length, sealed: now.sealed })
+    }
+
+    /// Reads one replica through the kernel and checks every block; the indexes of the bad ones. A bad one
+    /// makes the replica corrupt and puts it on the list of what the master must hear of.
+    pub fn verify(&self, id: ReplicaId) -> Result<Vec<u32>, StoreError> {
+        let mut bad = Vec::new();
+        let mut at = 0;
+        while let Some(next) = self.verify_piece(id, at, &mut bad)? {
+            at = next;
+        }
+        Ok(bad)
+    }
+
+    /// Checks the blocks from `at`, at most 1 MiB of them; where to go on, `None` at the end.
+    pub fn verify_piece(
+        &self,
+        id: ReplicaId,
+        at: u64,
+        bad: &mut Vec<u32>,
+    ) -> Result<Option<u64>, StoreError> {
+        let replica = self.found(id)?;
+        let length = replica.progress().length;
+        let to = length.min(at + PIECE_BYTES as u64);
+        if at >= to {
+            return Ok(None);
+        }
+        let file = self.file(&replica)?;
+        let mut table = vec![0; ((to - at) / BLOCK * 4) as usize];
+        let readable = file.read_exact_at(id.crc_at(at), &mut table).is_ok();
+        let crcs = format::decode_crcs(&table);
+        let mut data = vec![0; (to - at) as usize];
+        let whole = readable && file.read_exact_at(id.data_start() + at, &mut data).is_ok();
+        let before = bad.len();
+        for (i, (block, crc)) in data.chunks_mut(BLOCK as usize).zip(&crcs).enumerate() {
+            let offset = at + i as u64 * BLOCK;
+            let index = (offset / BLOCK) as u32;
+            let read = whole || file.read_exact_at(id.data_start() + offset, block).is_ok();
+            if !readable || !read || block_crc(id.chunk, id.crc_shard(), index, block) != *crc {
+                bad.push(index);
+            }
+        }
+        if bad.len() > before && self.find(id).is_some() {
+            mark!("store: bad block found");
+            tracing::warn!("{}/{}: block {} is bad", self.describe(), id.path(), bad[before]);
+            self.note_bad(&replica);
+        }
+        Ok(Some(to))
+    }
+}

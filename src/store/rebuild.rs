@@ -1,0 +1,138 @@
+//! Making a replica from others' bytes. It has another name until it is whole, verified and durable, so a
+//! half-built one is never taken for a replica.
+
+use super::format::{self, BLOCK, Recorded, ReplicaId};
+use super::open::PIECE_BYTES;
+use super::replica::{Progress, Replica};
+use super::{Store, StoreError};
+use crate::checksum::{block_crc, block_crcs};
+use crate::mark;
+use crate::seam::{DiskFile, OpenMode};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// A replica under construction; dropped before [`Build::finish`] it leaves nothing behind.
+pub struct Build {
+    store: Arc<Store>,
+    id: ReplicaId,
+    file: Arc<dyn DiskFile>,
+    crcs: Vec<u32>,
+    finished: bool,
+}
+
+impl Store {
+    /// Begins a replica of `length` bytes. What an earlier try left is replaced.
+    pub fn build(self: &Arc<Store>, id: ReplicaId, length: u64) -> Result<Build, StoreError> {
+        self.usable()?;
+        if length > id.len_max() || !length.is_multiple_of(BLOCK) {
+            return Err(StoreError::Bad(format!("replica {id} cannot be {length} bytes long")));
+        }
+        self.check_room(length + id.data_start())?;
+        self.ensure_dir(&id.dir())?;
+        if !self.building.lock().is_ok_and(|mut building| building.insert(id)) {
+            return Err(StoreError::Busy(self.describe()));
+        }
+        let opened = self.disk().open(&id.build_path(), OpenMode::Create);
+        let file = opened.and_then(|file| file.set_len(0).map(|()| file)).map_err(|error| {
+            self.built(id);
+            self.fail("create", error)
+        })?;
+        Ok(Build { store: self.clone(), id, file, crcs: Vec::new(), finished: false })
+    }
+
+    fn built(&self, id: ReplicaId) {
+        if let Ok(mut building) = self.building.lock() {
+            building.remove(&id);
+        }
+    }
+}
+
+impl Build {
+    /// Bytes written so far.
+    pub fn length(&self) -> u64 {
+        self.crcs.len() as u64 * BLOCK
+    }
+
+    /// Adds whole blocks and their CRCs, computed here.
+    pub fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
+        let at = self.length();
+        let end = at + data.len() as u64;
+        if !end.is_multiple_of(BLOCK) || end > self.id.len_max() {
+            return Err(StoreError::Bad(format!("replica {}: not whole blocks", self.id)));
+        }
+        self.file
+            .write_at(self.id.data_start() + at, data)
+            .map_err(|e| self.store.fail("rebuild", e))?;
+        self.file.writeback_hint(self.id.data_start() + at, data.len() as u64);
+        let first = (at / BLOCK) as u32;
+        self.crcs.extend(block_crcs(self.id.chunk, self.id.crc_shard(), first, data));
+        Ok(())
+    }
+
+    /// Makes the replica durable, reads it back and checks every block (rule A7), and only then gives it its
+    /// name, durably. Its length.
+    pub fn finish(mut self) -> Result<u64, StoreError> {
+        let (store, id, length) = (self.store.clone(), self.id, self.length());
+        store.usable()?;
+        let recorded = Recorded { synced: length, sealed: true };
+        self.file
+            .write_at(id.crc_at(0), &format::encode_crcs(&self.crcs))
+            .and_then(|()| self.file.write_at(0, &format::encode_header(id, recorded)))
+            .map_err(|e| store.fail("rebuild", e))?;
+        // An empty replica too is as long as its CRC table.
+        self.file.set_len(id.data_start() + length).map_err(|e| store.fail("rebuild", e))?;
+        self.file.sync_data().map_err(|e| store.fence("rebuild", &e))?;
+        self.verify()?;
+        store
+            .disk()
+            .rename(&id.build_path(), &id.path())
+            .map_err(|e| store.fence("rebuild", &e))?;
+        self.finished = true;
+        store.sync_names(&BTreeSet::from([id.dir()]))?;
+        let progress = Progress {
+            length,
+            durable: length,
+            recorded: length,
+            sealed: true,
+            named: true,
+            corrupt: false,
+        };
+        let before = store.lock_replicas().insert(id, Replica::new(id, progress));
+        if before.is_some() {
+            mark!("store: rebuilt over an older try");
+        }
+        store.lock_bad().remove(&id);
+        Ok(length)
+    }
+
+    fn verify(&self) -> Result<(), StoreError> {
+        let mut buffer = vec![0; PIECE_BYTES.min(self.length() as usize)];
+        let blocks_per_piece = PIECE_BYTES / BLOCK as usize;
+        for (piece, crcs) in self.crcs.chunks(blocks_per_piece.max(1)).enumerate() {
+            let first = piece * blocks_per_piece;
+            let data = &mut buffer[..crcs.len() * BLOCK as usize];
+            let at = self.id.data_start() + first as u64 * BLOCK;
+            self.file
+                .read_exact_at(at, data)
+                .map_err(|e| StoreError::Read(format!("replica {}: {e}", self.id)))?;
+            for (i, (block, crc)) in data.chunks(BLOCK as usize).zip(crcs).enumerate() {
+                let index = (first + i) as u32;
+                if block_crc(self.id.chunk, self.id.crc_shard(), index, block) != *crc {
+                    mark!("store: rebuilt replica does not read back");
+                    let what = format!("replica {}: block {index} does not read back", self.id);
+                    return Err(StoreError::Corrupt(what));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        if !self.finished && !self.store.failed() {
+            let _ = self.store.disk().remove(&self.id.build_path());
+        }
+        self.store.built(self.id);
+    }
+}

@@ -1,0 +1,117 @@
+//! One replica in memory.
+
+use super::format::ReplicaId;
+use super::{Status, Store, StoreError};
+use crate::seam::{DiskFile, OpenMode};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How far a replica has come. Only the disk's writer changes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// Bytes appended, a multiple of the block.
+    pub length: u64,
+    /// Bytes that survive a loss of power; at most `length`.
+    pub durable: u64,
+    /// What the header says of that; at most `durable`.
+    pub recorded: u64,
+    /// Sealed; then all three are equal.
+    pub sealed: bool,
+    /// The name in its directory is durable.
+    pub named: bool,
+    /// A block does not match its CRC, or bytes that were durable are gone.
+    pub corrupt: bool,
+}
+
+impl Progress {
+    pub fn clean(&self) -> bool {
+        self.named && self.durable == self.length
+    }
+}
+
+pub(super) struct Replica {
+    pub id: ReplicaId,
+    progress: Mutex<Progress>,
+    file: Mutex<Option<Arc<dyn DiskFile>>>,
+}
+
+impl Replica {
+    pub fn new(id: ReplicaId, progress: Progress) -> Arc<Replica> {
+        Arc::new(Replica { id, progress: Mutex::new(progress), file: Mutex::new(None) })
+    }
+
+    /// Keeps an open file.
+    pub fn hold(&self, file: Arc<dyn DiskFile>) {
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    }
+
+    pub fn progress(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut progress);
+        debug_assert!(progress.recorded <= progress.durable);
+        debug_assert!(progress.durable <= progress.length);
+    }
+
+    pub fn status(&self) -> Status {
+        let now = self.progress();
+        Status {
+            id: self.id,
+            length: now.length,
+            durable: if now.named { now.durable } else { 0 },
+            sealed: now.sealed,
+            corrupt: now.corrupt,
+        }
+    }
+}
+
+impl Store {
+    /// The replica's open file; opened if need be, which closes the one opened longest ago.
+    pub(super) fn file(&self, replica: &Arc<Replica>) -> Result<Arc<dyn DiskFile>, StoreError> {
+        let mut slot = replica.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*slot {
+            return Ok(file.clone());
+        }
+        let path = replica.id.path();
+        let read_only =
+            |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EROFS | libc::EACCES));
+        let opened = match self.disk().open(&path, OpenMode::Write) {
+            Err(error) if read_only(&error) => self.disk().open(&path, OpenMode::Read),
+            other => other,
+        };
+        let file = opened.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if self.find(replica.id).is_none() => {
+                StoreError::NoSuchReplica(replica.id)
+            }
+            _ => {
+                self.note_bad(replica);
+                StoreError::Read(format!("{}/{path}: {error}", self.disk().describe()))
+            }
+        })?;
+        *slot = Some(file.clone());
+        drop(slot);
+        self.note_opened(replica);
+        Ok(file)
+    }
+
+    /// Remembers that the replica holds an open file and closes others above the limit. Files with bytes
+    /// that are not yet durable stay open: a sync through another handle may not see their write errors.
+    pub(super) fn note_opened(&self, replica: &Arc<Replica>) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.push_back(Arc::downgrade(replica));
+        let mut excess = opened.len().saturating_sub(self.limits().open_replicas_max);
+        while excess > 0 {
+            excess -= 1;
+            let Some(oldest) = opened.pop_front() else { return };
+            let Some(oldest) = oldest.upgrade() else { continue };
+            if !oldest.progress().clean() || Arc::ptr_eq(&oldest, replica) {
+                opened.push_back(Arc::downgrade(&oldest));
+                continue;
+            }
+            oldest.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+}

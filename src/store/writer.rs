@@ -1,0 +1,222 @@
+//! The queue in front of a disk. Whatever waits when the disk is free is one batch: written in order, then
+//! made durable with one sync per replica in it, then answered.
+
+use super::{Append, ReplicaId, Store, StoreError};
+use crate::seam;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+type Answer = Result<u64, StoreError>;
+
+/// How long an append that arrived before its predecessor waits for it.
+const REORDER_WAIT: Duration = Duration::from_millis(100);
+
+enum Job {
+    Append(Append, bool),
+    Sync(ReplicaId, u64),
+    Seal(ReplicaId, u64),
+    Delete(ReplicaId),
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        match self {
+            Job::Append(append, _) => append.bytes(),
+            _ => 0,
+        }
+    }
+}
+
+struct Pending {
+    job: Job,
+    answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Pending>,
+    bytes: usize,
+    running: bool,
+    closed: bool,
+}
+
+/// All that changes replicas of one disk goes through here. What was handed in is carried out even if nobody
+/// waits for the answer any more.
+pub struct Writer {
+    store: Arc<Store>,
+    queue: Mutex<Queue>,
+    /// Counts batches, so that who waits for another's append hears of it.
+    batches: watch::Sender<u64>,
+}
+
+impl Writer {
+    /// The queue of `store`.
+    pub fn new(store: Arc<Store>) -> Arc<Writer> {
+        let (batches, _) = watch::channel(0);
+        Arc::new(Writer { store, queue: Mutex::default(), batches })
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// [`Store::append`], durable when answered if `sync`; the replica's length. An append that overtook the
+    /// one before it waits a moment for that.
+    pub async fn append(self: &Arc<Writer>, append: Append, sync: bool) -> Answer {
+        let deadline = seam::now() + REORDER_WAIT;
+        let mut batches = self.batches.subscribe();
+        loop {
+            let answer = self.submit(Job::Append(append.clone(), sync)).await;
+            let early = match &answer {
+                Err(StoreError::WrongOffset { offset, length, sealed, .. }) => {
+                    !sealed && offset > length
+                }
+                Err(StoreError::NoSuchReplica(_)) => append.offset() > 0,
+                _ => false,
+            };
+            let left = seam::now().until(deadline);
+            if !early || left.is_zero() {
+                return answer;
+            }
+            crate::mark!("store: append waits for its predecessor");
+            // Each batch may have brought it; the last answer stands if none does in time.
+            if tokio::time::timeout(left, batches.changed()).await.is_err() {
+                return answer;
+            }
+        }
+    }
+
+    /// Makes the replica durable, `up_to` at least; its durable length (rule A1).
+    pub async fn sync(self: &Arc<Writer>, id: ReplicaId, up_to: u64) -> Answer {
+        self.submit(Job::Sync(id, up_to)).await
+    }
+
+    /// [`Store::seal`].
+    pub async fn seal(self: &Arc<Writer>, id: ReplicaId, length: u64) -> Answer {
+        self.submit(Job::Seal(id, length)).await
+    }
+
+    /// [`Store::delete`].
+    pub async fn delete(self: &Arc<Writer>, id: ReplicaId) -> Result<(), StoreError> {
+        self.submit(Job::Delete(id)).await.map(drop)
+    }
+
+    /// Requests that wait.
+    pub fn pending(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Refuses new work, waits for what is under way, makes everything durable.
+    pub async fn close(self: &Arc<Writer>) {
+        let mut batches = self.batches.subscribe();
+        self.lock().closed = true;
+        while self.lock().running {
+            if batches.changed().await.is_err() {
+                break;
+            }
+        }
+        let store = self.store.clone();
+        if let Err(error) = seam::blocking(move || store.close()).await {
+            tracing::warn!("{}: not closed cleanly: {error}", self.store.describe());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn submit(self: &Arc<Writer>, job: Job) -> Answer {
+        let limits = self.store.limits();
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut queue = self.lock();
+            if queue.closed {
+                return Err(StoreError::Closed);
+            }
+            let (jobs, bytes) = (queue.waiting.len() + 1, queue.bytes + job.bytes());
+            if jobs > limits.store_queue_max || bytes > limits.store_queue_bytes_max {
+                crate::mark!("store: queue full");
+                return Err(StoreError::Busy(self.store.describe()));
+            }
+            queue.bytes = bytes;
+            queue.waiting.push_back(Pending { job, answer });
+            if !std::mem::replace(&mut queue.running, true) {
+                seam::spawn(self.clone().drain());
+            }
+        }
+        answered.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn drain(self: Arc<Writer>) {
+        while let Some(batch) = self.take() {
+            let store = self.store.clone();
+            let (jobs, answers): (Vec<Job>, Vec<_>) =
+                batch.into_iter().map(|pending| (pending.job, pending.answer)).unzip();
+            let results = seam::blocking(move || run(&store, jobs)).await;
+            for (answer, result) in answers.into_iter().zip(results) {
+                let _ = answer.send(result);
+            }
+            self.batches.send_modify(|batches| *batches += 1);
+        }
+        self.batches.send_modify(|batches| *batches += 1);
+    }
+
+    fn take(&self) -> Option<VecDeque<Pending>> {
+        let mut queue = self.lock();
+        queue.bytes = 0;
+        let batch = std::mem::take(&mut queue.waiting);
+        queue.running = !batch.is_empty();
+        queue.running.then_some(batch)
+    }
+}
+
+/// One batch. Results are in the order of the jobs.
+fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
+    let mut to_sync = BTreeSet::new();
+    let mut to_delete = Vec::new();
+    let mut results: Vec<Answer> = Vec::with_capacity(jobs.len());
+    for job in &jobs {
+        results.push(match job {
+            Job::Append(append, sync) => {
+                let appended = store.append(append);
+                if *sync && appended.is_ok() {
+                    to_sync.insert(append.id());
+                }
+                appended
+            }
+            Job::Sync(id, _) => {
+                to_sync.insert(*id);
+                Ok(0)
+            }
+            Job::Seal(id, length) => store.seal(*id, *length),
+            Job::Delete(id) => {
+                to_delete.push(*id);
+                Ok(0)
+            }
+        });
+    }
+    let synced = sync_all(store, to_sync);
+    let deleted = if to_delete.is_empty() { Ok(()) } else { store.delete(&to_delete) };
+    for (job, result) in jobs.iter().zip(&mut results) {
+        let new = match (job, &*result) {
+            (Job::Append(append, true), Ok(_)) => synced[&append.id()].clone(),
+            (Job::Sync(id, up_to), _) => synced[id].clone().and_then(|length| {
+                let short = StoreError::NotDurable { id: *id, length, wanted: *up_to };
+                if length < *up_to { Err(short) } else { Ok(length) }
+            }),
+            (Job::Delete(_), _) => deleted.clone().map(|()| 0),
+            (_, result) => result.clone(),
+        };
+        *result = new;
+    }
+    results
+}
+
+fn sync_all(store: &Store, ids: BTreeSet<ReplicaId>) -> BTreeMap<ReplicaId, Answer> {
+    let ids: Vec<ReplicaId> = ids.into_iter().collect();
+    let synced = store.sync(&ids);
+    ids.into_iter().zip(synced).collect()
+}
