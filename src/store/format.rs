@@ -105,10 +105,7 @@ impl ReplicaId {
     }
 
     fn name(self) -> String {
-        format!(
-            "{:016x}-{:x}-{}-{}",
-            self.chunk.0, self.generation.0, self.shard, self.data_shards
-        )
+        format!("{:016x}-{:x}-{}-{}", self.chunk.0, self.generation.0, self.shard, self.data_shards)
     }
 
     /// Its file.
@@ -129,7 +126,8 @@ impl ReplicaId {
         let (chunk, generation) = (hex(parts.next())?, hex(parts.next())?);
         let shard = parts.next()?.parse().ok()?;
         let data_shards = parts.next()?.parse().ok()?;
-        let id = ReplicaId::from_pb(&pb::ReplicaId { chunk, r#gen: generation, shard, data_shards })?;
+        let id =
+            ReplicaId::from_pb(&pb::ReplicaId { chunk, r#gen: generation, shard, data_shards })?;
         (id.path() == format!("{CHUNKS}/{dir}/{file}")).then_some(id)
     }
 }
@@ -232,5 +230,7 @@ pub(super) fn encode_crcs(crcs: &[u32]) -> Vec<u8> {
 
 /// Bytes as table entries.
 pub(super) fn decode_crcs(raw: &[u8]) -> Vec<u32> {
-    raw.chunks_exact(4).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect()
+    raw.chunks_exact(4)
+        .map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+        .collect()
 }

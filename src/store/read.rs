@@ -88,7 +88,11 @@ impl Store {
             if span.sealed && span.bytes() >= MAP_BYTES {
                 let data = file.map(start, span.bytes())?;
                 let whole = data.len() == span.bytes();
-                return if whole { Ok(data) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) };
+                return if whole {
+                    Ok(data)
+                } else {
+                    Err(std::io::ErrorKind::UnexpectedEof.into())
+                };
             }
             let mut data = vec![0; span.bytes()];
             file.read_exact_at(start, &mut data).map(|()| data.into())

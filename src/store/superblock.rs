@@ -194,17 +194,12 @@ fn refuse_unless_empty(disk: &dyn Disk) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn check_kinship(
-    disks: &[Claimed],
-    uuid: Uuid,
-    cluster: Option<Uuid>,
-) -> Result<(), DiskError> {
+fn check_kinship(disks: &[Claimed], uuid: Uuid, cluster: Option<Uuid>) -> Result<(), DiskError> {
     let mut cluster = cluster;
     let mut seen = BTreeSet::new();
     for disk in disks {
-        let refuse = |what: &str, remedy: &str| {
-            Err(DiskError::new(&*disk.disk, SUPERBLOCK, what, remedy))
-        };
+        let refuse =
+            |what: &str, remedy: &str| Err(DiskError::new(&*disk.disk, SUPERBLOCK, what, remedy));
         if !seen.insert(disk.uuid()) {
             return refuse("this disk was given twice (or copied)", "name each disk once");
         }

@@ -313,8 +313,13 @@ impl Store {
             .and_then(|()| file.sync_data())
             .map_err(|e| self.fence("seal", &e))?;
         replica.update(|progress| {
-            *progress =
-                Progress { length: asked, durable: asked, recorded: asked, sealed: true, ..*progress };
+            *progress = Progress {
+                length: asked,
+                durable: asked,
+                recorded: asked,
+                sealed: true,
+                ..*progress
+            };
         });
         if asked < now.length {
             mark!("store: seal cut off an uncommitted tail");

@@ -82,7 +82,8 @@ fn m34_half_an_append_left_by_a_full_disk_is_caught() {
         let store = open_as(Arc::new(Boastful(disk.handle(1)))).expect("an empty disk");
         let id = copy_id(5);
         put(&store, id, 0, BLOCK_BYTES).expect("appended");
-        let full_at = (1..).map(|block| block * BLOCK).find(|at| put(&store, id, *at, 4096).is_err());
+        let full_at =
+            (1..).map(|block| block * BLOCK).find(|at| put(&store, id, *at, 4096).is_err());
         let length = store.status(id).expect("there").length;
         let bad = store.verify(id).expect("readable").len();
         agree("length and bad blocks", (Some(length), bad), (full_at, 0))
