@@ -70,7 +70,25 @@ fn default_source() -> Box<dyn ClockSource> {
     Box::new(super::real::RealClock)
 }
 
-#[cfg(feature = "sim")]
+#[cfg(all(feature = "sim", test))]
+fn default_source() -> Box<dyn ClockSource> {
+    /// Unit tests: the simulation's own time, the same on every node.
+    struct TrueClock;
+
+    impl ClockSource for TrueClock {
+        fn mono_ns(&self) -> u64 {
+            madsim::time::TimeHandle::current().elapsed().as_nanos() as u64
+        }
+
+        fn wall_ns(&self) -> u64 {
+            self.mono_ns()
+        }
+    }
+
+    Box::new(TrueClock)
+}
+
+#[cfg(all(feature = "sim", not(test)))]
 fn default_source() -> Box<dyn ClockSource> {
     panic!("simulation: install a clock with seam::clock::install before anything asks the time");
 }

@@ -78,7 +78,7 @@ pub struct Conn {
 
 /// A call that waits for its answer. Dropping it tells the peer that nobody waits any more.
 pub struct Waiting<'a> {
-    conn: &'a Conn,
+    conn: &'a Arc<Conn>,
     id: u64,
     answer: oneshot::Receiver<Answer>,
     done: bool,
@@ -117,10 +117,10 @@ impl Conn {
             conn: conn.clone(),
             io: read,
             decoder,
+            ended: false,
             pinged: None,
             ping_after: limits.ping_after,
             silence_max: limits.silence_max,
-            silent_until: None,
         };
         seam::spawn(task.run());
         conn
@@ -202,7 +202,7 @@ impl Conn {
 
     /// Queues a frame and writes it at once if nobody else is writing and the socket has room. Frames for a
     /// dead connection vanish; their calls have been failed.
-    fn push(&self, frame: OutFrame) {
+    fn push(self: &Arc<Conn>, frame: OutFrame) {
         let io = {
             let mut out = lock(&self.out);
             if out.dead {
@@ -219,7 +219,7 @@ impl Conn {
         let mut cx = Context::from_waker(Waker::noop());
         match self.write_turn(io, &mut cx, ROUNDS_MAX) {
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => self.fail(&format!("write: {error}")),
+            Poll::Ready(Err(error)) => self.broken(format!("write: {error}")),
             Poll::Pending => self.task.wake(),
         }
     }
@@ -261,6 +261,20 @@ impl Conn {
 
     fn alive(&self) {
         self.alive_at.store(seam::now().0, Ordering::Relaxed);
+    }
+
+    /// The stream broke. The simulation may have it go unnoticed for a while.
+    fn broken(self: &Arc<Conn>, why: String) {
+        match hook::on_eof(&self.local, &self.peer.identity) {
+            None => self.fail(&why),
+            Some(time) => {
+                let conn = self.clone();
+                seam::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    conn.fail(&why);
+                });
+            }
+        }
     }
 
     /// Ends the connection: calls whose frames never left whole were certainly not executed, of the others
@@ -345,12 +359,12 @@ struct Task {
     conn: Arc<Conn>,
     io: ReadHalf,
     decoder: Decoder,
+    /// Nothing more will come.
+    ended: bool,
     /// When the unanswered ping went out.
     pinged: Option<Mono>,
     ping_after: Duration,
     silence_max: Duration,
-    /// Simulation: the peer's end was noticed, but must not be until then.
-    silent_until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Task {
@@ -396,20 +410,14 @@ impl Task {
             // The socket was full and has room again: the peer takes bytes, so it lives.
             self.conn.alive();
         }
-        match written {
-            Poll::Ready(Err(error)) => Err(format!("write: {error}")),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        if let Poll::Ready(Err(error)) = written {
+            self.conn.broken(format!("write: {error}"));
         }
+        Ok(())
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
-        if let Some(sleep) = &mut self.silent_until {
-            return match sleep.as_mut().poll(cx) {
-                Poll::Ready(()) => Err("closed by the peer".into()),
-                Poll::Pending => Ok(()),
-            };
-        }
-        loop {
+        while !self.ended {
             let read = pin!(self.io.read_buf(&mut self.decoder.target())).poll(cx);
             let ended = match read {
                 Poll::Pending => return Ok(()),
@@ -422,15 +430,10 @@ impl Task {
                 }
                 Poll::Ready(Err(error)) => format!("read: {error}"),
             };
-            let pretend = hook::on_eof(&self.conn.local, &self.conn.peer.identity);
-            let Some(time) = pretend else { return Err(ended) };
-            let mut sleep = Box::pin(tokio::time::sleep(time));
-            if sleep.as_mut().poll(cx).is_ready() {
-                return Err(ended);
-            }
-            self.silent_until = Some(sleep);
-            return Ok(());
+            self.ended = true;
+            self.conn.broken(ended);
         }
+        Ok(())
     }
 
     fn frames(&mut self) -> Result<(), String> {

@@ -54,7 +54,8 @@ pub(super) use active::{on_eof, on_recv, on_send, polls_allowed};
 mod active {
     use super::{FrameInfo, Verdict};
     use crate::wire::Identity;
-    use std::sync::{Arc, PoisonError, RwLock};
+    use std::cell::RefCell;
+    use std::sync::Arc;
     use std::time::Duration;
 
     /// The simulation's eyes and hands.
@@ -74,20 +75,22 @@ mod active {
         }
     }
 
-    static HOOK: RwLock<Option<Arc<dyn Hook>>> = RwLock::new(None);
+    thread_local! {
+        static HOOK: RefCell<Option<Arc<dyn Hook>>> = const { RefCell::new(None) };
+    }
 
-    /// Installs the process's hook, replacing any other.
+    /// Installs the calling thread's hook (a simulation has only this one), replacing any other.
     pub fn install(hook: Box<dyn Hook>) {
-        *HOOK.write().unwrap_or_else(PoisonError::into_inner) = Some(hook.into());
+        HOOK.with(|slot| *slot.borrow_mut() = Some(hook.into()));
     }
 
     /// Removes the hook.
     pub fn uninstall() {
-        *HOOK.write().unwrap_or_else(PoisonError::into_inner) = None;
+        HOOK.with(|slot| *slot.borrow_mut() = None);
     }
 
     fn hook() -> Option<Arc<dyn Hook>> {
-        HOOK.read().unwrap_or_else(PoisonError::into_inner).clone()
+        HOOK.with(|slot| slot.borrow().clone())
     }
 
     pub fn on_send(frame: &FrameInfo) -> Verdict {

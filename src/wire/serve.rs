@@ -171,9 +171,15 @@ impl Serving {
             }
             Poll::Ready(Err(error)) => format!("read: {error}"),
         };
-        let Some(time) = hook::on_eof(&self.me, &self.peer.identity) else { return Err(ended) };
+        self.broken(ended).map(|()| true)
+    }
+
+    /// The stream broke. The simulation may have it go unnoticed for a while.
+    fn broken(&mut self, why: String) -> Result<(), String> {
+        let Some(time) = hook::on_eof(&self.me, &self.peer.identity) else { return Err(why) };
+        self.out = OutQueue::default();
         self.silent_until = Some(Box::pin(tokio::time::sleep(time)));
-        Ok(true)
+        Ok(())
     }
 
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
@@ -187,7 +193,7 @@ impl Serving {
             self.written_at = seam::now();
         }
         match written {
-            Poll::Ready(Err(error)) => Err(format!("write: {error}")),
+            Poll::Ready(Err(error)) => self.broken(format!("write: {error}")),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }
