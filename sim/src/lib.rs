@@ -4,4 +4,10 @@
 extern crate madsim_tokio as tokio;
 
 pub mod disk;
+pub mod failure;
+pub mod harness;
 pub mod rng;
+pub mod scenarios;
+pub mod stats;
+pub mod trace;
+pub mod world;

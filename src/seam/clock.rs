@@ -90,5 +90,21 @@ fn default_source() -> Box<dyn ClockSource> {
 
 #[cfg(all(feature = "sim", not(test)))]
 fn default_source() -> Box<dyn ClockSource> {
-    panic!("simulation: install a clock with seam::clock::install before anything asks the time");
+    Box::new(SimulatedTime)
+}
+
+/// Before the simulator installs clocks (in unit tests): simulated time for everybody, zero outside of it.
+#[cfg(feature = "sim")]
+struct SimulatedTime;
+
+#[cfg(feature = "sim")]
+impl ClockSource for SimulatedTime {
+    fn mono_ns(&self) -> u64 {
+        let elapsed = madsim::time::TimeHandle::try_current().map(|time| time.elapsed());
+        elapsed.map_or(0, |elapsed| u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn wall_ns(&self) -> u64 {
+        1_767_225_600_000_000_000 + self.mono_ns()
+    }
 }

@@ -1,0 +1,64 @@
+//! How a run fails: at once, saying which property was violated and what kind of failure it is.
+
+use serde::{Deserialize, Serialize};
+use std::sync::{Mutex, PoisonError};
+
+/// Kinds of failure, apart also in the exit code of a run's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// The code panicked.
+    Crash,
+    /// Something that must happen did not.
+    Liveness,
+    /// Something happened that must not.
+    Correctness,
+}
+
+impl Kind {
+    /// Exit code of the process that ran the seed.
+    pub fn exit_code(self) -> i32 {
+        match self {
+            Kind::Crash => 10,
+            Kind::Liveness => 11,
+            Kind::Correctness => 12,
+        }
+    }
+}
+
+/// A failure with the oracle that saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Kind.
+    pub kind: Kind,
+    /// Which oracle or check, for instance "O13".
+    pub oracle: String,
+    /// What is wrong, one line.
+    pub message: String,
+}
+
+static FIRST: Mutex<Option<Failure>> = Mutex::new(None);
+
+/// The first failure of this process.
+pub fn first() -> Option<Failure> {
+    FIRST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Ends the run: something that must not happen did.
+#[track_caller]
+pub fn violation(oracle: &str, message: impl Into<String>) -> ! {
+    fail(Kind::Correctness, oracle, message.into())
+}
+
+/// Ends the run: something that must happen did not.
+#[track_caller]
+pub fn stuck(oracle: &str, message: impl Into<String>) -> ! {
+    fail(Kind::Liveness, oracle, message.into())
+}
+
+#[track_caller]
+fn fail(kind: Kind, oracle: &str, message: String) -> ! {
+    let failure = Failure { kind, oracle: oracle.to_owned(), message };
+    crate::trace::line("-", &format!("{oracle} fails: {}", failure.message));
+    FIRST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure.clone());
+    panic!("{oracle}: {}", failure.message)
+}

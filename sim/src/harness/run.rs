@@ -1,0 +1,77 @@
+//! One seed in this process.
+
+use super::Scenario;
+use crate::failure::{self, Failure, Kind};
+use crate::{stats, trace};
+use madsim::runtime::Runtime;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a run tells its parent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The scenario.
+    pub scenario: String,
+    /// The seed.
+    pub seed: u64,
+    /// The bug that was planted.
+    pub bug: Option<String>,
+    /// How often its site was reached.
+    pub bug_reached: u64,
+    /// Rolling hash of everything that happened.
+    pub hash: u64,
+    /// Events in the hash.
+    pub events: u64,
+    /// Simulated time, milliseconds.
+    pub simulated_ms: u64,
+    /// Counters.
+    pub counts: BTreeMap<String, u64>,
+    /// Marks of rare branches.
+    pub marks: BTreeMap<String, u64>,
+    /// How it failed.
+    pub failure: Option<Failure>,
+}
+
+/// Runs the scenario in this process, which must not run another one afterwards.
+pub fn run_here(scenario: &Scenario, seed: u64, bug: Option<&str>) -> Report {
+    mooseng::marks::plant(bug);
+    let mut runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
+    runtime.set_time_limit(scenario.limit);
+    let run = scenario.run;
+    let finished = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async move {
+            run(seed).await;
+            trace::line("-", "the scenario is over");
+            trace::now_ns()
+        })
+    }));
+    let (hash, events) = trace::hash();
+    let report = Report {
+        scenario: scenario.name.to_owned(),
+        seed,
+        bug: bug.map(str::to_owned),
+        bug_reached: mooseng::marks::bug_reached(),
+        hash,
+        events,
+        simulated_ms: finished.as_ref().map_or(0, |ns| ns / 1_000_000),
+        counts: stats::all(),
+        marks: mooseng::marks::hits().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+        failure: finished.err().map(|panic| failure_of(panic.as_ref())),
+    };
+    // Destructors of a half-dead world tell nothing, and may panic.
+    std::mem::forget(runtime);
+    report
+}
+
+fn failure_of(panic: &(dyn std::any::Any + Send)) -> Failure {
+    if let Some(failure) = failure::first() {
+        return failure;
+    }
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let message = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned();
+    let stuck = message.contains("time limit exceeded") || message.contains("all tasks will block");
+    let kind = if stuck { Kind::Liveness } else { Kind::Crash };
+    let oracle = if stuck { "time limit" } else { "panic" };
+    Failure { kind, oracle: oracle.to_owned(), message }
+}

@@ -1,0 +1,129 @@
+//! Every frame that leaves or reaches a process: it goes into the trace, before the oracles, and may be lost,
+//! doubled, delayed, or break its connection; a handler may be dropped at one of its awaits.
+
+use super::node;
+use super::options::NetOptions;
+use crate::rng::Rng;
+use crate::{stats, trace};
+use mooseng::checksum::crc32c;
+use mooseng::wire::frame::Kind;
+use mooseng::wire::hook::{self, FrameInfo, Hook, Verdict};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+/// Called with the sender's name and the frame at the moment it leaves.
+pub type Watcher = Box<dyn Fn(&str, &FrameInfo<'_>) + Send + Sync>;
+
+/// What happens to frames.
+pub struct Frames {
+    rng: Mutex<Rng>,
+    options: NetOptions,
+    quiet: AtomicBool,
+    watchers: RwLock<Vec<Watcher>>,
+}
+
+struct Hooked(Arc<Frames>);
+
+impl Frames {
+    pub(super) fn install(rng: Rng, options: NetOptions) -> Arc<Frames> {
+        let frames = Arc::new(Frames {
+            rng: Mutex::new(rng),
+            options,
+            quiet: AtomicBool::new(false),
+            watchers: RwLock::new(Vec::new()),
+        });
+        hook::install(Box::new(Hooked(frames.clone())));
+        frames
+    }
+
+    /// From now on nothing happens to frames.
+    pub fn quiet(&self) {
+        self.quiet.store(true, Ordering::Relaxed);
+    }
+
+    /// Shows every frame that leaves to an oracle.
+    pub fn watch(&self, watcher: Watcher) {
+        self.watchers.write().unwrap_or_else(PoisonError::into_inner).push(watcher);
+    }
+
+    fn rng<T>(&self, work: impl FnOnce(&mut Rng) -> T) -> T {
+        work(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn verdict(&self, frame: &FrameInfo<'_>) -> Verdict {
+        if self.quiet.load(Ordering::Relaxed) || !matters(frame) {
+            return Verdict::Deliver;
+        }
+        let options = &self.options;
+        let (verdict, counter) = self.rng(|rng| {
+            if rng.hit(options.lose) {
+                return (Verdict::Drop, lost(frame));
+            }
+            if rng.hit(options.duplicate) {
+                return (Verdict::Duplicate, "fault: frame doubled");
+            }
+            if rng.hit(options.delay) {
+                let delay = Duration::from_millis(rng.range(1, options.delay_ms_max.max(2)));
+                return (Verdict::Delay(delay), "fault: frame delayed");
+            }
+            match rng.hit(options.cut) {
+                true => (Verdict::Cut, "fault: connection cut"),
+                false => (Verdict::Deliver, ""),
+            }
+        });
+        if verdict != Verdict::Deliver {
+            stats::count(counter);
+        }
+        verdict
+    }
+}
+
+fn lost(frame: &FrameInfo<'_>) -> &'static str {
+    if frame.is_request { "fault: request lost" } else { "fault: reply lost" }
+}
+
+/// Calls and their answers; handshakes and upkeep are left alone.
+fn matters(frame: &FrameInfo<'_>) -> bool {
+    matches!(frame.kind, Kind::Request | Kind::Reply | Kind::Refusal)
+}
+
+fn record(event: &str, node: &str, frame: &FrameInfo<'_>) {
+    let mut payload = Vec::with_capacity(64);
+    payload.extend_from_slice(&frame.method.to_le_bytes());
+    payload.push(u8::from(frame.is_request));
+    payload.extend_from_slice(&frame.request_id.to_le_bytes());
+    payload.extend_from_slice(frame.remote.as_bytes());
+    payload.extend_from_slice(&crc32c(frame.body).to_le_bytes());
+    for piece in frame.payload {
+        payload.extend_from_slice(&crc32c(piece).to_le_bytes());
+    }
+    trace::event(event, node, &payload);
+}
+
+impl Hook for Hooked {
+    fn on_send(&self, frame: &FrameInfo<'_>) -> Verdict {
+        let node = node::here();
+        record("send", &node, frame);
+        for watcher in self.0.watchers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            watcher(&node, frame);
+        }
+        self.0.verdict(frame)
+    }
+
+    fn on_recv(&self, frame: &FrameInfo<'_>) -> Verdict {
+        record("receive", &node::here(), frame);
+        Verdict::Deliver
+    }
+
+    fn polls_allowed(&self, _request: &FrameInfo<'_>) -> Option<u32> {
+        if self.0.quiet.load(Ordering::Relaxed) {
+            return None;
+        }
+        let polls = self.0.rng(|rng| rng.hit(self.0.options.cancel).then(|| rng.below(6) as u32));
+        if polls.is_some() {
+            stats::count("fault: handler dropped");
+        }
+        polls
+    }
+}

@@ -1,0 +1,238 @@
+//! The simulated world of one run: machines with disks and clocks, the network between them, and what is done
+//! to them. Everything is drawn from the seed; one process runs one world.
+
+mod clocks;
+pub mod frames;
+pub mod inject;
+mod net;
+mod node;
+pub mod options;
+
+pub use frames::Frames;
+pub use node::{NodeContext, NodeSpec, Power, Role, StartFn};
+pub use options::{FaultKind, Options};
+
+use crate::rng::Rng;
+use crate::{stats, trace};
+use madsim::net::NetSim;
+use madsim::runtime::Handle;
+use node::Node;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a machine stays silent between the end of its old tasks and its restart.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// The machines of one run.
+pub struct World {
+    /// What the run chose.
+    pub options: Options,
+    /// What happens to frames.
+    pub frames: Arc<Frames>,
+    handle: Handle,
+    rng: Rng,
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+}
+
+impl World {
+    /// An empty world. Call once, on the simulation's first task.
+    pub fn new(options: Options) -> Arc<World> {
+        clocks::install();
+        let rng = Rng::new(options.seed);
+        let text = serde_json::to_string(&options).expect("options print");
+        trace::line("world", &format!("options {text}"));
+        let frames = Frames::install(rng.fork("frames"), options.net.clone());
+        let nodes = Mutex::new(BTreeMap::new());
+        let world = Arc::new(World { handle: Handle::current(), frames, rng, nodes, options });
+        world.usual_latency();
+        world
+    }
+
+    /// A random generator of its own for each name.
+    pub fn rng(&self, name: &str) -> Rng {
+        self.rng.fork(name)
+    }
+
+    /// The options' limits.
+    pub fn limits(&self) -> Arc<mooseng::limits::Limits> {
+        self.options.limits()
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Builds a machine and starts its process.
+    pub fn add_node(self: &Arc<World>, spec: NodeSpec) {
+        let name = spec.name.clone();
+        let mut rng = self.rng(&name);
+        let node = Node::build(&self.handle, spec, Arc::downgrade(self));
+        let clock = &self.options.clock;
+        let signed = |draw: u64, most: u64| draw as i64 - most as i64;
+        let (offset, ppm) = (clock.offset_ms_max, clock.drift_ppm_max);
+        clocks::step_wall(node.id(), signed(rng.below(2 * offset + 1), offset));
+        clocks::drift(node.id(), signed(rng.below(2 * ppm + 1), ppm));
+        clocks::reboot(node.id(), rng.below(1 << 50));
+        self.nodes().insert(name, node);
+    }
+
+    fn node(&self, name: &str) -> Arc<Node> {
+        self.nodes().get(name).unwrap_or_else(|| panic!("no machine is called {name}")).clone()
+    }
+
+    /// Names of the machines of a role, sorted.
+    pub fn names(&self, role: Role) -> Vec<String> {
+        let nodes = self.nodes();
+        let found = nodes.values().filter(|node| node.role() == role);
+        found.map(|node| node.name().to_owned()).collect()
+    }
+
+    /// Names of all machines, sorted.
+    pub fn all_names(&self) -> Vec<String> {
+        self.nodes().keys().cloned().collect()
+    }
+
+    /// Whether the machine runs.
+    pub fn power(&self, name: &str) -> Power {
+        self.node(name).power()
+    }
+
+    /// The machine's disks.
+    pub fn disks(&self, name: &str) -> Vec<Arc<crate::disk::SimDisk>> {
+        self.node(name).disks().to_vec()
+    }
+
+    /// The number of starts of the machine's process so far.
+    pub fn incarnation(&self, name: &str) -> u64 {
+        self.node(name).incarnation()
+    }
+
+    /// Kills the process (kill -9). Its page cache survives, its sockets close, its destructors run but reach
+    /// no disk.
+    pub fn kill(&self, name: &str) {
+        let node = self.node(name);
+        if matches!(node.power(), Power::Down | Power::Off) {
+            return;
+        }
+        trace::line(name, "killed");
+        node.fence();
+        node.disks().iter().for_each(|disk| disk.crash());
+        self.handle.resume(node.id());
+        self.handle.kill(node.id());
+        node.set_power(Power::Down);
+    }
+
+    /// The machine loses power: un-synced bytes and names are kept, dropped or torn; nobody is told.
+    pub fn power_loss(&self, name: &str) {
+        let node = self.node(name);
+        if node.power() == Power::Off {
+            return;
+        }
+        let unsynced = node.disks().iter().map(|disk| disk.unsynced());
+        let (sectors, names) = unsynced.fold((0, 0), |all, disk| (all.0 + disk.0, all.1 + disk.1));
+        trace::line(name, &format!("loses power, un-synced: {sectors} sectors, {names} names"));
+        node.fence();
+        node.disks().iter().for_each(|disk| disk.power_loss());
+        // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
+        self.handle.pause(node.id());
+        NetSim::current().clog_node(node.id());
+        node.set_power(Power::Off);
+    }
+
+    /// Starts the machine's process again; one that runs is left alone.
+    pub async fn restart(&self, name: &str) {
+        let node = self.node(name);
+        match node.power() {
+            Power::Up | Power::Paused => return,
+            Power::Down => {}
+            Power::Off => {
+                self.handle.resume(node.id());
+                self.handle.kill(node.id());
+                tokio::time::sleep(SETTLE).await;
+                NetSim::current().unclog_node(node.id());
+                clocks::reboot(node.id(), self.rng(&format!("{name} boots")).below(1 << 50));
+            }
+        }
+        if matches!(node.power(), Power::Down | Power::Off) {
+            self.handle.restart(node.id());
+        }
+    }
+
+    /// Stops the process as SIGSTOP does.
+    pub fn pause(&self, name: &str) {
+        let node = self.node(name);
+        if node.power() == Power::Up {
+            trace::line(name, "stopped");
+            self.handle.pause(node.id());
+            node.set_power(Power::Paused);
+        }
+    }
+
+    /// Lets a stopped process go on.
+    pub fn resume(&self, name: &str) {
+        let node = self.node(name);
+        if node.power() == Power::Paused {
+            trace::line(name, "continues");
+            self.handle.resume(node.id());
+            node.set_power(Power::Up);
+        }
+    }
+
+    /// The node's wall clock jumps.
+    pub fn step_clock(&self, name: &str, by_ms: i64) {
+        trace::line(name, &format!("wall clock jumps by {by_ms} ms"));
+        clocks::step_wall(self.node(name).id(), by_ms);
+    }
+
+    /// Ends every fault: nothing happens to frames any more, links are whole, everything runs and disks are
+    /// quick. Injectors must have ended.
+    pub async fn heal(&self) {
+        trace::line("world", "heals");
+        self.frames.quiet();
+        self.join_all();
+        self.usual_latency();
+        for name in self.all_names() {
+            for disk in self.disks(&name) {
+                disk.set_faults(|faults| *faults = Default::default());
+            }
+            self.resume(&name);
+            self.restart(&name).await;
+        }
+    }
+
+    /// Restarts processes that ended by themselves, as a service manager does, until the world ends.
+    pub async fn supervise(self: Arc<World>) {
+        let mut rng = self.rng("supervisor");
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            for name in self.all_names() {
+                if self.node(&name).take_exit() {
+                    stats::count("processes that ended by themselves");
+                    let (world, pause) = (self.clone(), rng.range(100, 1500));
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        world.restart(&name).await;
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes what the disks injected into the run's counters.
+    pub fn count_disk_faults(&self) {
+        for name in self.all_names() {
+            for disk in self.disks(&name) {
+                let counters = disk.counters();
+                stats::add("disk syncs", counters.syncs + counters.dir_syncs);
+                stats::add("fault: lost sectors", counters.sectors_lost);
+                stats::add("fault: lost names", counters.names_lost);
+                stats::add("fault: slow disk calls", counters.slow);
+                stats::add(
+                    "fault: EIO",
+                    counters.read_eio + counters.write_eio + counters.sync_eio,
+                );
+            }
+        }
+    }
+}

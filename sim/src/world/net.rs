@@ -1,0 +1,60 @@
+//! The network between machines: cuts in both directions or one, and latency.
+
+use super::World;
+use crate::trace;
+use madsim::net::NetSim;
+use std::time::Duration;
+
+impl World {
+    /// Cuts every link from a machine of `from` to one of `to`; frames wait until it is mended.
+    pub fn cut_one_way(&self, from: &[String], to: &[String]) {
+        trace::line("net", &format!("cut {} -> {}", from.join(","), to.join(",")));
+        self.links(from, to, |net, a, b| net.clog_link(a, b));
+    }
+
+    /// Cuts every link between the two groups.
+    pub fn cut(&self, a: &[String], b: &[String]) {
+        trace::line("net", &format!("cut {} <> {}", a.join(","), b.join(",")));
+        self.links(a, b, |net, a, b| net.clog_link(a, b));
+        self.links(b, a, |net, a, b| net.clog_link(a, b));
+    }
+
+    /// Mends every link between the two groups.
+    pub fn join(&self, a: &[String], b: &[String]) {
+        trace::line("net", &format!("mended {} <> {}", a.join(","), b.join(",")));
+        self.links(a, b, |net, a, b| net.unclog_link(a, b));
+        self.links(b, a, |net, a, b| net.unclog_link(a, b));
+    }
+
+    /// Mends every link.
+    pub fn join_all(&self) {
+        let all = self.all_names();
+        self.links(&all, &all, |net, a, b| net.unclog_link(a, b));
+    }
+
+    fn links(
+        &self,
+        from: &[String],
+        to: &[String],
+        set: impl Fn(&NetSim, madsim::task::NodeId, madsim::task::NodeId),
+    ) {
+        let net = NetSim::current();
+        for a in from {
+            for b in to.iter().filter(|b| *b != a) {
+                set(&net, self.node(a).id(), self.node(b).id());
+            }
+        }
+    }
+
+    /// Messages take between these times from now on.
+    pub fn latency(&self, least: Duration, most: Duration) {
+        NetSim::current().update_config(|config| config.send_latency = least..most);
+    }
+
+    /// Messages take what the options say.
+    pub fn usual_latency(&self) {
+        let net = &self.options.net;
+        let (least, most) = (net.latency_us_min, net.latency_us_max.max(net.latency_us_min + 1));
+        self.latency(Duration::from_micros(least), Duration::from_micros(most));
+    }
+}

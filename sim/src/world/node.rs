@@ -1,0 +1,229 @@
+//! One machine: a name, an address, disks that outlive its process, and how its process starts.
+
+use super::World;
+use crate::disk::{Event, SimDisk};
+use crate::trace;
+use madsim::runtime::Handle;
+use madsim::task::NodeId;
+use mooseng::checksum::crc32c;
+use mooseng::seam::Disk;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// What a machine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A master.
+    Master,
+    /// A chunkserver.
+    Chunkserver,
+    /// A client.
+    Client,
+}
+
+/// Whether its process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It runs.
+    Up,
+    /// It was killed or ended.
+    Down,
+    /// The machine has no power.
+    Off,
+    /// It is stopped.
+    Paused,
+}
+
+/// The process's main function: called at each start; its end is the process's.
+pub type StartFn = Arc<dyn Fn(NodeContext) -> Pin<Box<dyn Future<Output = ()>>> + Send + Sync>;
+
+/// What a machine is made of.
+#[derive(Clone)]
+pub struct NodeSpec {
+    /// A short name, unique.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Its address, unique.
+    pub ip: Ipv4Addr,
+    /// Its disks.
+    pub disks: Vec<Arc<SimDisk>>,
+    /// Its process.
+    pub start: StartFn,
+}
+
+/// What a process is given at its start.
+#[derive(Clone)]
+pub struct NodeContext {
+    /// The machine's name.
+    pub name: String,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// The number of this start, from 1.
+    pub incarnation: u64,
+    /// Its disks, as this start may use them.
+    pub disks: Vec<Arc<dyn Disk>>,
+    /// The world, for processes that are part of the test.
+    pub world: Weak<World>,
+}
+
+impl NodeContext {
+    /// A line in the timeline.
+    pub fn say(&self, text: &str) {
+        trace::line(&self.name, text);
+    }
+
+    /// A callback that ends this process, as abort(3) does.
+    pub fn aborts(&self) -> Arc<dyn Fn(String) + Send + Sync> {
+        let (name, world, incarnation) = (self.name.clone(), self.world.clone(), self.incarnation);
+        Arc::new(move |reason| {
+            trace::line(&name, &format!("aborts: {reason}"));
+            if let Some(world) = world.upgrade()
+                && world.incarnation(&name) == incarnation
+            {
+                world.kill(&name);
+                world.node(&name).shared.state().exited = true;
+            }
+        })
+    }
+}
+
+struct State {
+    power: Power,
+    incarnation: u64,
+    exited: bool,
+}
+
+struct Shared {
+    spec: NodeSpec,
+    state: Mutex<State>,
+    world: Weak<World>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> NodeContext {
+        let incarnation = {
+            let mut state = self.state();
+            state.power = Power::Up;
+            state.exited = false;
+            state.incarnation += 1;
+            state.incarnation
+        };
+        let NodeSpec { name, ip, disks, .. } = &self.spec;
+        disks.iter().for_each(|disk| disk.fence(incarnation));
+        let disks = disks.iter().map(|disk| disk.handle(incarnation)).collect();
+        trace::line(name, &format!("starts, incarnation {incarnation}"));
+        let world = self.world.clone();
+        NodeContext { name: name.clone(), ip: *ip, incarnation, disks, world }
+    }
+
+    fn end(&self) {
+        trace::line(&self.spec.name, "process ends");
+        let mut state = self.state();
+        for disk in &self.spec.disks {
+            disk.fence(state.incarnation + 1);
+            disk.crash();
+        }
+        state.power = Power::Down;
+        state.exited = true;
+    }
+}
+
+pub(super) struct Node {
+    id: OnceLock<NodeId>,
+    shared: Arc<Shared>,
+}
+
+static NAMES: Mutex<BTreeMap<NodeId, String>> = Mutex::new(BTreeMap::new());
+
+/// The name of the machine whose task is running; "-" for the test's own.
+pub fn here() -> String {
+    let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.get(&madsim::plugin::node()).cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+impl Node {
+    /// Builds the machine; its process begins as soon as other tasks run.
+    pub(super) fn build(handle: &Handle, spec: NodeSpec, world: Weak<World>) -> Arc<Node> {
+        let (name, ip) = (spec.name.clone(), IpAddr::V4(spec.ip));
+        for (index, disk) in spec.disks.iter().enumerate() {
+            watch(disk, format!("{name}/{index}"));
+        }
+        let state = State { power: Power::Down, incarnation: 0, exited: false };
+        let shared = Arc::new(Shared { spec, state: Mutex::new(state), world });
+        let process = shared.clone();
+        let built = handle.create_node().name(&name).ip(ip).init(move || {
+            let (shared, context) = (process.clone(), process.begin());
+            let main = (shared.spec.start)(context);
+            async move {
+                main.await;
+                shared.end();
+            }
+        });
+        let node = Arc::new(Node { id: OnceLock::new(), shared });
+        let id = built.build().id();
+        _ = node.id.set(id);
+        NAMES.lock().unwrap_or_else(PoisonError::into_inner).insert(id, name);
+        node
+    }
+
+    pub(super) fn id(&self) -> NodeId {
+        *self.id.get().expect("set when built")
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.shared.spec.name
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.shared.spec.role
+    }
+
+    pub(super) fn disks(&self) -> &[Arc<SimDisk>] {
+        &self.shared.spec.disks
+    }
+
+    pub(super) fn power(&self) -> Power {
+        self.shared.state().power
+    }
+
+    pub(super) fn set_power(&self, power: Power) {
+        self.shared.state().power = power;
+    }
+
+    pub(super) fn incarnation(&self) -> u64 {
+        self.shared.state().incarnation
+    }
+
+    /// The running process loses its disks.
+    pub(super) fn fence(&self) {
+        let next = self.incarnation() + 1;
+        self.disks().iter().for_each(|disk| disk.fence(next));
+    }
+
+    /// Whether the process ended by itself since the last time this was asked.
+    pub(super) fn take_exit(&self) -> bool {
+        std::mem::take(&mut self.shared.state().exited)
+    }
+}
+
+/// Takes every change of a disk into the trace.
+fn watch(disk: &SimDisk, name: String) {
+    disk.observe(move |event: &Event<'_>| {
+        let mut payload = Vec::with_capacity(64);
+        payload.extend_from_slice(event.path.as_bytes());
+        payload.extend_from_slice(&event.file.to_le_bytes());
+        payload.extend_from_slice(&event.offset.to_le_bytes());
+        payload.extend_from_slice(&(event.bytes.len() as u64).to_le_bytes());
+        payload.extend_from_slice(&crc32c(event.bytes).to_le_bytes());
+        payload.push(u8::from(event.ok));
+        trace::event(event.kind, &name, &payload);
+    });
+}

@@ -1,0 +1,226 @@
+//! Everything that a run may choose, drawn from the seed into one struct that is printed whole.
+
+use crate::rng::{Ratio, Rng};
+use mooseng::limits::Limits;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A run's choices.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    /// The seed they were drawn from.
+    pub seed: u64,
+    /// Masters.
+    pub masters: u32,
+    /// Chunkservers.
+    pub chunkservers: u32,
+    /// Clients.
+    pub clients: u32,
+    /// Data shards of the file class.
+    pub data: u32,
+    /// Parity shards (or further copies).
+    pub parity: u32,
+    /// `tiny` limits or those of production.
+    pub tiny: bool,
+    /// Length of the phase with faults, simulated milliseconds.
+    pub chaos_ms: u64,
+    /// The network.
+    pub net: NetOptions,
+    /// The clocks.
+    pub clock: ClockOptions,
+    /// What is injected.
+    pub faults: FaultOptions,
+}
+
+/// Latency of messages, and what happens to single frames.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetOptions {
+    /// Least latency, microseconds.
+    pub latency_us_min: u64,
+    /// Highest latency, microseconds.
+    pub latency_us_max: u64,
+    /// Requests and replies that vanish.
+    pub lose: Ratio,
+    /// Those that arrive twice.
+    pub duplicate: Ratio,
+    /// Those that come late.
+    pub delay: Ratio,
+    /// Highest extra delay, milliseconds.
+    pub delay_ms_max: u64,
+    /// Frames at which the connection breaks.
+    pub cut: Ratio,
+    /// Handlers that are dropped at one of their awaits.
+    pub cancel: Ratio,
+}
+
+/// Clocks of the nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClockOptions {
+    /// Largest offset of a wall clock, milliseconds.
+    pub offset_ms_max: u64,
+    /// Largest drift, parts per million.
+    pub drift_ppm_max: u64,
+}
+
+/// Which faults the injector chooses from, and how often it strikes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultOptions {
+    /// Mean pause between two injections, milliseconds.
+    pub pause_ms: u64,
+    /// Kinds that are on in this run.
+    pub kinds: Vec<FaultKind>,
+}
+
+/// What the injector can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FaultKind {
+    /// kill -9 of a process, restarted later.
+    Kill,
+    /// One machine loses power.
+    PowerLoss,
+    /// All machines lose power at once.
+    Blackout,
+    /// A process stops for a while.
+    Pause,
+    /// Two groups cannot reach each other.
+    Partition,
+    /// One direction between two groups is cut.
+    OneWay,
+    /// One node reaches nobody.
+    Isolate,
+    /// Messages take up to half a second.
+    Lag,
+    /// A wall clock jumps by up to an hour.
+    ClockStep,
+    /// A disk is slow.
+    SlowDisk,
+}
+
+impl FaultKind {
+    /// All of them.
+    pub const ALL: [FaultKind; 10] = [
+        FaultKind::Kill,
+        FaultKind::PowerLoss,
+        FaultKind::Blackout,
+        FaultKind::Pause,
+        FaultKind::Partition,
+        FaultKind::OneWay,
+        FaultKind::Isolate,
+        FaultKind::Lag,
+        FaultKind::ClockStep,
+        FaultKind::SlowDisk,
+    ];
+
+    /// The counter that shows that it was injected.
+    pub fn counter(self) -> &'static str {
+        match self {
+            FaultKind::Kill => "fault: kill",
+            FaultKind::PowerLoss => "fault: power loss",
+            FaultKind::Blackout => "fault: blackout",
+            FaultKind::Pause => "fault: pause",
+            FaultKind::Partition => "fault: partition",
+            FaultKind::OneWay => "fault: one-way cut",
+            FaultKind::Isolate => "fault: isolation",
+            FaultKind::Lag => "fault: lag",
+            FaultKind::ClockStep => "fault: clock step",
+            FaultKind::SlowDisk => "fault: slow disk",
+        }
+    }
+}
+
+impl Options {
+    /// Draws a run's choices. Each kind of fault is off in a third of the runs (swarm), so that the others
+    /// get deep.
+    pub fn draw(seed: u64) -> Options {
+        let mut rng = Rng::new(seed).fork("options");
+        let latency_us_min = rng.range(50, 1500);
+        let mut kinds = FaultKind::ALL.to_vec();
+        kinds.retain(|_| rng.chance(2, 3));
+        Options {
+            seed,
+            masters: *rng.pick(&[1, 3, 3, 3, 5]),
+            chunkservers: rng.range(3, 8) as u32,
+            clients: rng.range(1, 4) as u32,
+            data: 1,
+            parity: rng.range(0, 3) as u32,
+            tiny: rng.chance(4, 5),
+            chaos_ms: rng.range(4_000, 9_000),
+            net: NetOptions::draw(&mut rng, latency_us_min),
+            clock: ClockOptions {
+                offset_ms_max: *rng.pick(&[0, 50, 5_000, 3_600_000]),
+                drift_ppm_max: *rng.pick(&[0, 100, 500]),
+            },
+            faults: FaultOptions { pause_ms: rng.range(150, 1_500), kinds },
+        }
+    }
+
+    /// The limits to run with.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::new(if self.tiny { Limits::tiny() } else { Limits::production() })
+    }
+
+    /// Without any fault: for scenarios that add their own.
+    pub fn calm(mut self) -> Options {
+        self.net = NetOptions { latency_us_min: 100, latency_us_max: 1000, ..NetOptions::calm() };
+        self.faults.kinds.clear();
+        self
+    }
+}
+
+impl NetOptions {
+    fn calm() -> NetOptions {
+        NetOptions {
+            latency_us_min: 100,
+            latency_us_max: 1000,
+            lose: Ratio::NEVER,
+            duplicate: Ratio::NEVER,
+            delay: Ratio::NEVER,
+            delay_ms_max: 0,
+            cut: Ratio::NEVER,
+            cancel: Ratio::NEVER,
+        }
+    }
+
+    fn draw(rng: &mut Rng, latency_us_min: u64) -> NetOptions {
+        let mut ratio = |most: u64| match rng.chance(1, 2) {
+            true => Ratio::one_in((most + rng.below(most * 9)) as u32),
+            false => Ratio::NEVER,
+        };
+        let (lose, duplicate, delay) = (ratio(50), ratio(50), ratio(20));
+        let (cut, cancel) = (ratio(500), ratio(200));
+        NetOptions {
+            latency_us_min,
+            latency_us_max: latency_us_min + rng.range(100, 4_000),
+            lose,
+            duplicate,
+            delay,
+            delay_ms_max: rng.range(10, 800),
+            cut,
+            cancel,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_kind_is_on_in_some_run_and_off_in_some() {
+        let runs: Vec<Options> = (0..100).map(Options::draw).collect();
+        for kind in FaultKind::ALL {
+            let on = runs.iter().filter(|run| run.faults.kinds.contains(&kind)).count();
+            assert!((40..95).contains(&on), "{kind:?}: {on}");
+        }
+        let masters: BTreeSet<u32> = runs.iter().map(|run| run.masters).collect();
+        assert_eq!(masters, BTreeSet::from([1, 3, 5]));
+    }
+
+    #[test]
+    fn options_survive_their_printed_form() {
+        let options = Options::draw(7);
+        let text = serde_json::to_string(&options).expect("prints");
+        assert_eq!(serde_json::from_str::<Options>(&text).expect("parses"), options);
+    }
+}
