@@ -168,6 +168,7 @@ pub fn write_file(
 }
 
 /// The message in a file written by [`write_file`]; `None` if there is no such file. Errors name the file.
+/// What it returns is durable, also if the writer was killed before it could say so.
 pub fn read_file<M: prost::Message + Default>(
     disk: &dyn Disk,
     path: &str,
@@ -188,6 +189,7 @@ fn read_message<M: prost::Message + Default>(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
+    disk.sync_dir(parent(path))?;
     let len = file.len()?;
     let most = (HEADER_BYTES + FILE_BODY_BYTES_MAX) as u64;
     let mut bytes = vec![0; len.min(most) as usize];

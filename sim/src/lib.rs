@@ -6,6 +6,7 @@ extern crate madsim_tokio as tokio;
 pub mod disk;
 pub mod failure;
 pub mod harness;
+pub mod models;
 pub mod rng;
 pub mod scenarios;
 pub mod stats;

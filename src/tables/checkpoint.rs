@@ -50,7 +50,9 @@ impl Files {
         self.disk.exists(&self.path).map_err(|error| self.io_error(error))
     }
 
+    /// Opens the file. Its name is made durable first: a process that was killed may have left it otherwise.
     pub(super) fn open(&self) -> Result<Arc<Store>, TableError> {
+        self.disk.sync_dir(self.directory()).map_err(|error| self.io_error(error))?;
         Store::open(&*self.disk, &self.path, self.cache_bytes)
     }
 
@@ -65,9 +67,13 @@ impl Files {
 
     /// Lets a durable temporary file take the name: after a crash there is the old file or the new one.
     pub(super) fn publish(&self, suffix: &str) -> Result<(), TableError> {
-        let directory = self.path.rsplit_once('/').map_or("", |(directory, _)| directory);
         let renamed = self.disk.rename(&self.temporary(suffix), &self.path);
-        renamed.and_then(|()| self.disk.sync_dir(directory)).map_err(|error| self.io_error(error))
+        let durable = renamed.and_then(|()| self.disk.sync_dir(self.directory()));
+        durable.map_err(|error| self.io_error(error))
+    }
+
+    fn directory(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(directory, _)| directory)
     }
 
     /// Whether writing anew is worth it, and there is room to.

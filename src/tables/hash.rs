@@ -51,7 +51,7 @@ mod tests {
             let (k, r) = bytes.split_at(key.len());
             assert!(seen.insert(row_hash(k, r)), "bit {bit}");
         }
-        let zeros = vec![0u8; 64];
+        let zeros = [0u8; 64];
         for border in (0..=64).filter(|border| *border != 19) {
             let (k, r) = zeros.split_at(border);
             assert!(seen.insert(row_hash(k, r)), "border {border}");

@@ -21,6 +21,7 @@ mod merge;
 mod view;
 
 #[cfg(all(test, not(feature = "sim")))]
+#[expect(clippy::disallowed_methods, reason = "the tests damage files and remove directories")]
 mod disk_tests;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use merge::Rows;
 pub use view::View;
 
 use std::io;
+use std::marker::PhantomData;
 
 /// A table: which keys it has and what its rows are. Ids are never used again for another table.
 pub trait Table {
@@ -102,19 +104,34 @@ pub trait Read {
     }
 
     /// Rows from `from` (inclusive) to `to` (exclusive; `None` is the end of the table), in order of keys.
-    fn range<T: Table>(
-        &self,
-        from: &T::Key,
-        to: Option<&T::Key>,
-    ) -> impl Iterator<Item = Result<(T::Key, T::Row), TableError>> {
+    fn range<T: Table>(&self, from: &T::Key, to: Option<&T::Key>) -> Scan<'_, T> {
         let end = to.map_or_else(|| vec![T::ID + 1], raw_key::<T>);
-        decode_rows::<T>(self.levels().raw_range(&raw_key::<T>(from), &end))
+        Scan(self.levels().raw_range(&raw_key::<T>(from), &end), PhantomData)
     }
 
     /// The last row before `key` (exclusive).
-    fn last_before<T: Table>(&self, key: &T::Key) -> Result<Option<(T::Key, T::Row)>, TableError> {
+    fn last_before<T: Table>(&self, key: &T::Key) -> Result<Option<KeyRow<T>>, TableError> {
         let rows = self.levels().raw_range_back(&[T::ID], &raw_key::<T>(key));
-        decode_rows::<T>(rows).next().transpose()
+        Scan::<T>(rows, PhantomData).next().transpose()
+    }
+}
+
+/// A key and its row.
+pub type KeyRow<T> = (<T as Table>::Key, <T as Table>::Row);
+
+/// Rows of one table, read as they are asked for.
+pub struct Scan<'a, T: Table>(Rows<'a>, PhantomData<T>);
+
+impl<T: Table> Iterator for Scan<'_, T> {
+    type Item = Result<KeyRow<T>, TableError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self.0.next_with(|raw, row| {
+            let key = T::Key::decode(&raw[1..])
+                .ok_or_else(|| malformed::<T>(raw, "no such key".to_owned()))?;
+            Ok((key, decode_row::<T>(raw, row)?))
+        });
+        row.map(|row| row?)
     }
 }
 
@@ -124,19 +141,6 @@ fn raw_key<T: Table>(key: &T::Key) -> Vec<u8> {
     raw.push(T::ID);
     key.encode(&mut raw);
     raw
-}
-
-fn decode_rows<T: Table>(
-    mut rows: Rows<'_>,
-) -> impl Iterator<Item = Result<(T::Key, T::Row), TableError>> {
-    std::iter::from_fn(move || {
-        rows.next_with(|raw, row| {
-            let key = T::Key::decode(&raw[1..])
-                .ok_or_else(|| malformed::<T>(raw, "no such key".to_owned()))?;
-            Ok((key, decode_row::<T>(raw, row)?))
-        })
-        .map(|result| result?)
-    })
 }
 
 fn decode_row<T: Table>(raw: &[u8], row: &[u8]) -> Result<T::Row, TableError> {
