@@ -77,6 +77,11 @@ impl Uuid {
         bytes.try_into().ok().map(Uuid)
     }
 
+    /// The 16 bytes, for messages.
+    pub fn bytes(&self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(&self.0)
+    }
+
     /// From 32 hexadecimal digits, dashes allowed.
     pub fn parse(text: &str) -> Option<Uuid> {
         let digits: Vec<u8> = text

@@ -29,6 +29,8 @@ pub mod placement;
 pub mod tables;
 
 pub mod wal;
+
+pub mod raft;
 pub mod wire;
 
 pub mod store;

@@ -51,6 +51,8 @@ pub struct Limits {
     pub entry_bytes_max: usize,
     /// Most proposals waiting for the proposer; more are refused with EAGAIN on the wire, retried by clients.
     pub proposals_waiting_max: usize,
+    /// Bytes of recent log entries a master keeps decoded in memory.
+    pub log_cache_bytes: usize,
     /// Size of a write-ahead log segment.
     pub wal_segment_bytes: u64,
     /// Overlay size at which a checkpoint begins.
@@ -169,6 +171,7 @@ impl Limits {
             append_deadline: Duration::from_secs(2),
             entry_bytes_max: 1 << 20,
             proposals_waiting_max: 16 << 10,
+            log_cache_bytes: 16 << 20,
             wal_segment_bytes: 32 << 20,
             overlay_bytes_checkpoint: 32 << 20,
             overlay_bytes_max: 256 << 20,
@@ -228,6 +231,7 @@ impl Limits {
         Limits {
             entry_bytes_max: 64 << 10,
             proposals_waiting_max: 64,
+            log_cache_bytes: 4 << 10,
             wal_segment_bytes: 64 << 10,
             overlay_bytes_checkpoint: 16 << 10,
             overlay_bytes_max: 256 << 10,

@@ -190,7 +190,8 @@ pub fn checkpoint_meta(last: &LogId, members: &Members, state_hash: u64) -> pb::
     }
 }
 
-fn describe(last: LogId, members: Members) -> SnapshotMeta<u64, Master> {
+/// openraft's description of a snapshot.
+pub fn describe(last: LogId, members: Members) -> SnapshotMeta<u64, Master> {
     SnapshotMeta {
         last_log_id: Some(last),
         last_membership: members,

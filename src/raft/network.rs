@@ -90,9 +90,9 @@ impl Link {
             prev: rpc.prev_log_id.as_ref().map(id_to_pb),
             commit: rpc.leader_commit.as_ref().map(id_to_pb),
             heads: heads.collect(),
-            from_incarnation: self.peers.incarnation.0.to_vec(),
+            from_incarnation: self.peers.incarnation.bytes(),
             to: self.target.0,
-            to_incarnation: self.master.incarnation.0.to_vec(),
+            to_incarnation: self.master.incarnation.bytes(),
         };
         (request, payload)
     }
@@ -167,9 +167,9 @@ impl Link {
             }),
             offset: 0,
             done: false,
-            from_incarnation: self.peers.incarnation.0.to_vec(),
+            from_incarnation: self.peers.incarnation.bytes(),
             to: self.target.0,
-            to_incarnation: self.master.incarnation.0.to_vec(),
+            to_incarnation: self.master.incarnation.bytes(),
         };
         let mut after = Vec::new();
         loop {
@@ -183,14 +183,17 @@ impl Link {
             let reply = self.send_piece(&request, &piece).await;
             let reply = reply.map_err(|error| unreachable(&error))?;
             let theirs = vote_from_pb(&reply.vote).map_err(malformed)?;
-            if theirs > vote || request.done {
+            if theirs > vote || request.done && reply.installed {
                 return Ok(theirs);
             }
             request.offset += piece.len() as u64;
             if reply.next_offset != request.offset {
                 return Err(malformed(format!("wants offset {}", reply.next_offset)).into());
             }
-            after = last.expect("more rows");
+            let Some(last) = last else {
+                return Err(malformed("not installed".to_owned()).into());
+            };
+            after = last;
         }
     }
 }
@@ -251,9 +254,9 @@ impl RaftNetwork<Types> for Link {
         let request = pb::RaftVoteRequest {
             vote: Some(vote_to_pb(&rpc.vote)),
             last_log: rpc.last_log_id.as_ref().map(id_to_pb),
-            from_incarnation: self.peers.incarnation.0.to_vec(),
+            from_incarnation: self.peers.incarnation.bytes(),
             to: self.target.0,
-            to_incarnation: self.master.incarnation.0.to_vec(),
+            to_incarnation: self.master.incarnation.bytes(),
         };
         let (pool, ttl) = (&self.peers.pool, option.hard_ttl());
         let call = pool.call::<calls::RaftVote>(&self.master.address, &request, Vec::new(), ttl);

@@ -99,7 +99,7 @@ pub fn entry_from_bytes(log_id: LogId, tagged: Bytes) -> Result<Entry, String> {
     let payload = match tagged.first() {
         Some(&TAG_BLANK) => EntryPayload::Blank,
         Some(&TAG_COMMAND) => {
-            let command = Arc::new(pb::Command::decode(&tagged[1..]).map_err(bad)?);
+            let command = Arc::new(pb::Command::decode(tagged.slice(1..)).map_err(bad)?);
             EntryPayload::Normal(LogCommand { tagged, command })
         }
         Some(&TAG_MEMBERSHIP) => {
@@ -178,7 +178,7 @@ fn membership_to_pb(
     let nodes = membership.nodes().map(|(id, master)| pb::RaftNode {
         id: *id,
         address: master.address.clone(),
-        incarnation: master.incarnation.0.to_vec(),
+        incarnation: master.incarnation.bytes(),
     });
     pb::RaftMembership {
         configs: configs

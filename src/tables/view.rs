@@ -60,6 +60,11 @@ impl View {
         self.raw_range(&[], &[u8::MAX])
     }
 
+    /// As [`View::rows`], from the raw key `from` (inclusive) on.
+    pub fn rows_from(&self, from: &[u8]) -> Rows<'_> {
+        self.raw_range(from, &[u8::MAX])
+    }
+
     /// The state hash computed from the rows themselves. Reads everything.
     pub fn hash_of_rows(&self) -> Result<u64, TableError> {
         let mut rows = self.rows();

@@ -1,0 +1,180 @@
+//! What the node's tasks share.
+
+use super::log::Log;
+use super::machine::{Machine, Shared};
+use super::members::Member;
+use super::propose::{Done, Reader, Waiting};
+use super::receive::Receiving;
+use super::types::Types;
+use super::ProposeError;
+use crate::ids::{LogIndex, NodeId, Term, Uuid};
+use crate::limits::Limits;
+use crate::pb;
+use crate::{mark, seam};
+use openraft::error::Fatal;
+use openraft::{Raft, ServerState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+/// Longest wait of a proposal; a client repeats it by its number afterwards.
+const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Called once when the node cannot go on, with one line that says why.
+pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// See the module.
+pub struct Core<M> {
+    pub node: NodeId,
+    pub cluster: Uuid,
+    pub incarnation: Uuid,
+    pub limits: Arc<Limits>,
+    pub raft: Raft<Types>,
+    pub shared: Arc<Shared<M>>,
+    pub log: Log,
+    pub receiving: Mutex<Receiving>,
+    pub changing: Mutex<()>,
+    pub proposals: mpsc::Sender<Waiting>,
+    pub reads: mpsc::Sender<Reader>,
+    pub fatal: FatalHook,
+    pub stopping: AtomicBool,
+}
+
+impl<M: Machine> Core<M> {
+    /// The leader this node knows of, and its address.
+    pub fn leader(&self) -> Option<(NodeId, String)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let leader = metrics.current_leader?;
+        let master = metrics.membership_config.membership().get_node(&leader)?;
+        Some((NodeId(leader), master.address.clone()))
+    }
+
+    /// The refusal that names the leader, unless that is this node.
+    pub fn not_leader(&self) -> ProposeError {
+        let other = self.leader().filter(|(node, _)| *node != self.node);
+        ProposeError::NotLeader(other.map(|(_, address)| address))
+    }
+
+    /// Whether this node leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.raft.metrics().borrow().state == ServerState::Leader
+    }
+
+    /// The current term.
+    pub fn term(&self) -> Term {
+        Term(self.raft.metrics().borrow().current_term)
+    }
+
+    /// The last entry applied; 0 before the first.
+    pub fn applied(&self) -> LogIndex {
+        LogIndex(self.shared.lock().last.map_or(0, |id| id.index + 1))
+    }
+
+    /// Voters in the current membership.
+    pub fn voters(&self) -> usize {
+        self.raft.metrics().borrow().membership_config.membership().voter_ids().count()
+    }
+
+    /// All members.
+    pub fn members(&self) -> Vec<Member> {
+        let config = self.raft.metrics().borrow().membership_config.clone();
+        let membership = config.membership();
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let member = |(id, master): (&u64, &super::types::Master)| Member {
+            node: NodeId(*id),
+            address: master.address.clone(),
+            incarnation: master.incarnation,
+            voter: voters.contains(id),
+        };
+        membership.nodes().map(member).collect()
+    }
+
+    /// Proposes and waits until it is applied.
+    pub async fn propose(&self, proposal: pb::Proposal) -> Result<Done, ProposeError> {
+        if !self.is_leader() {
+            return Err(self.not_leader());
+        }
+        let (answer, done) = oneshot::channel();
+        let queued = self.proposals.try_send(Waiting { proposal, answer });
+        queued.map_err(|_| ProposeError::Busy)?;
+        match tokio::time::timeout(PROPOSE_DEADLINE, done).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ProposeError::Unknown("this master is going down".to_owned())),
+            Err(_) => Err(ProposeError::Deadline),
+        }
+    }
+
+    /// Confirms that this node leads, after this call; returns the term and the position that is applied.
+    pub async fn read_index(&self) -> Result<(Term, LogIndex), ProposeError> {
+        let (answer, done) = oneshot::channel();
+        self.reads.try_send(answer).map_err(|_| ProposeError::Busy)?;
+        match tokio::time::timeout(self.limits.append_deadline * 2, done).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.not_leader()),
+            Err(_) => Err(ProposeError::Deadline),
+        }
+    }
+
+    /// Holds proposals back while the rows of the last seconds wait for a checkpoint (rule C3).
+    pub async fn wait_for_room(&self) {
+        loop {
+            let finished = self.shared.finished.notified();
+            if self.shared.overlay_bytes() < self.limits.overlay_bytes_max {
+                return;
+            }
+            mark!("raft: proposals wait for a checkpoint");
+            self.shared.wanted.notify_one();
+            let _ = tokio::time::timeout(self.limits.heartbeat, finished).await;
+        }
+    }
+}
+
+/// Reports the end of openraft's core, which is the end of this node.
+pub async fn watch<M: Machine>(core: Arc<Core<M>>) {
+    let mut metrics = core.raft.metrics();
+    let why = loop {
+        let changed = metrics.changed().await;
+        match &metrics.borrow().running_state {
+            Err(Fatal::Stopped) => return,
+            Err(error) => break error.to_string(),
+            Ok(()) if changed.is_err() => break "its core panicked".to_owned(),
+            Ok(()) => {}
+        }
+    };
+    core.shared.give_up();
+    if !core.stopping.swap(true, Ordering::Relaxed) {
+        let line = format!("master {} stops: {why}", core.node.0);
+        tracing::error!("{line}");
+        (core.fatal)(&line);
+    }
+}
+
+/// Begins checkpoints, prepares log segments, writes what waits in the log while nothing else does.
+pub async fn keep_house<M: Machine>(core: Arc<Core<M>>) {
+    let mut bytes_at_checkpoint = 0;
+    let mut pause = 0u32;
+    loop {
+        tokio::select! {
+            biased;
+            () = core.shared.wanted.notified() => {}
+            () = tokio::time::sleep(core.limits.heartbeat) => {}
+        }
+        let (bytes, job) = core.log.with_wal(|wal| {
+            // An error has fenced the log: whoever writes next learns it.
+            let _ = wal.flush();
+            pause = if wal.space_is_low() { (pause + 1) % 16 } else { 0 };
+            (wal.stats().bytes, if pause == 0 { wal.spare_wanted() } else { None })
+        });
+        let much = bytes - bytes_at_checkpoint >= core.limits.wal_segment_bytes * 4;
+        if much || core.shared.overlay_bytes() >= core.limits.overlay_bytes_checkpoint {
+            bytes_at_checkpoint = bytes;
+            let _ = core.raft.trigger().snapshot().await;
+        }
+        if let Some(job) = job {
+            let spare = seam::blocking(move || job.run()).await;
+            core.log.with_wal(|wal| wal.add_spare(spare));
+        }
+    }
+}
