@@ -1,12 +1,12 @@
 //! What the node's tasks share.
 
+use super::ProposeError;
 use super::log::Log;
 use super::machine::{Machine, Shared};
 use super::members::Member;
 use super::propose::{Done, Reader, Waiting};
 use super::receive::Receiving;
 use super::types::Types;
-use super::ProposeError;
 use crate::ids::{LogIndex, NodeId, Term, Uuid};
 use crate::limits::Limits;
 use crate::pb;

@@ -120,12 +120,7 @@ impl State {
     }
 
     /// Entries in `[from, to)`, openraft's indexes, from memory where possible; stops after `bytes_max`.
-    fn read(
-        &self,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, StorageError<u64>> {
+    fn read(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, StorageError<u64>> {
         let recent_from = self.recent.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
         let mut out = Vec::new();
         let mut bytes = 0;

@@ -6,6 +6,7 @@ use super::types::{Entry, LogId, Members, Types, id_from_pb, id_to_pb, membershi
 use super::types::{Master, members_to_pb};
 use crate::ids::{LogIndex, Term};
 use crate::limits::Limits;
+use crate::namespace::Namespace;
 use crate::pb;
 use crate::tables::{Checkpoint, Db, Garbage, Install, TableError, View};
 use crate::{bug, mark, seam};
@@ -32,6 +33,25 @@ pub trait Machine: Send + 'static {
     fn db(&self) -> &Db;
     /// The tables, for checkpoints and snapshots.
     fn db_mut(&mut self) -> &mut Db;
+}
+
+impl Machine for Namespace {
+    fn apply(
+        &mut self,
+        term: Term,
+        index: LogIndex,
+        command: &pb::Command,
+    ) -> Result<Vec<pb::Outcome>, TableError> {
+        Namespace::apply(self, term, index, command)
+    }
+
+    fn db(&self) -> &Db {
+        Namespace::db(self)
+    }
+
+    fn db_mut(&mut self) -> &mut Db {
+        Namespace::db_mut(self)
+    }
 }
 
 /// Told the log index and the state hash after each entry applied and each snapshot installed.
@@ -259,7 +279,8 @@ impl<M: Machine> Applier<M> {
         install: Box<Install>,
         state_hash: u64,
     ) -> Result<(), StorageError<u64>> {
-        let announced = self.log.with_wal(|wal| wal.announce_install(super::types::id_to_wal(&last)));
+        let announced =
+            self.log.with_wal(|wal| wal.announce_install(super::types::id_to_wal(&last)));
         announced.map_err(|error| snapshot_error(&error))?;
         let meta = checkpoint_meta(&last, &members, state_hash);
         let installed = seam::blocking(move || install.finish(meta)).await;

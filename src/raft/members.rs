@@ -21,8 +21,7 @@ use std::time::Duration;
 const CAUGHT_UP_ENTRIES: u64 = 64;
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 
-type Changed =
-    Result<ClientWriteResponse<Types>, RaftError<u64, ClientWriteError<u64, Master>>>;
+type Changed = Result<ClientWriteResponse<Types>, RaftError<u64, ClientWriteError<u64, Master>>>;
 
 /// A member of the group as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,10 +94,8 @@ pub async fn add<M: Machine>(
     if !known {
         let master = Master { address, incarnation };
         let nodes = BTreeMap::from([(node.0, master)]);
-        change(core, || {
-            core.raft.change_membership(ChangeMembers::AddNodes(nodes.clone()), true)
-        })
-        .await?;
+        change(core, || core.raft.change_membership(ChangeMembers::AddNodes(nodes.clone()), true))
+            .await?;
     }
     Ok(node)
 }

@@ -11,7 +11,7 @@ mod network;
 mod propose;
 mod receive;
 mod runtime;
-#[cfg(test)]
+#[cfg(all(test, not(feature = "sim")))]
 mod tests;
 mod types;
 
@@ -23,6 +23,7 @@ pub use propose::Done;
 use self::core::Core;
 use crate::ids::{LogIndex, NodeId, Term, Uuid};
 use crate::limits::Limits;
+use crate::namespace::Namespace;
 use crate::pb;
 use crate::seam::{self, Disk};
 use crate::tables::{Db, TableError, View};
@@ -118,9 +119,25 @@ pub fn prepare(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<(), WalError> {
 }
 
 /// One master's part of the group.
-pub struct RaftNode<M: Machine> {
+pub struct RaftNode<M: Machine = Namespace> {
     core: Arc<Core<M>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl RaftNode<Namespace> {
+    /// [`RaftNode::start_with`] the namespace.
+    pub async fn start(
+        config: RaftConfig,
+        pool: Arc<Pool>,
+    ) -> Result<Arc<RaftNode<Namespace>>, StartError> {
+        let limits = config.limits.clone();
+        RaftNode::start_with(config, pool, |db| Namespace::new(db, limits)).await
+    }
+
+    /// Runs `look` on the namespace. Nothing is applied meanwhile: be short.
+    pub fn with_namespace<R>(&self, look: impl FnOnce(&Namespace) -> R) -> R {
+        self.with_machine(look)
+    }
 }
 
 impl<M: Machine> RaftNode<M> {
@@ -140,11 +157,7 @@ impl<M: Machine> RaftNode<M> {
             Shared::new(machine(db), checkpoint.as_ref(), &config.limits, config.observe.clone())
                 .map_err(StartError::Identity)?;
         let log = Log::new(wal, &config.limits, checkpointed);
-        let peers = Peers {
-            pool,
-            limits: config.limits.clone(),
-            incarnation: config.incarnation,
-        };
+        let peers = Peers { pool, limits: config.limits.clone(), incarnation: config.incarnation };
         let raft = openraft::Raft::new(
             config.node.0,
             Arc::new(openraft_config(&config)?),
@@ -380,7 +393,8 @@ async fn begin_group(
 
 fn openraft_config(config: &RaftConfig) -> Result<Config, StartError> {
     let limits = &config.limits;
-    let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let ms =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     // After a leader's last sign a follower waits for openraft's lease (its longest election timeout) and
     // then for its own election timeout: together between `election_min` and `election_max`.
     let longest = ms(limits.election_max) / 2;

@@ -109,7 +109,8 @@ impl Link {
             return call.await.map(|(reply, _)| reply);
         }
         let same = |begun: &pb::RaftAppendRequest| {
-            (&begun.vote, &begun.prev, &begun.heads) == (&request.vote, &request.prev, &request.heads)
+            (&begun.vote, &begun.prev, &begun.heads)
+                == (&request.vote, &request.prev, &request.heads)
         };
         if self.appending.as_ref().is_none_or(|(begun, _)| !same(begun)) {
             let (deadline, request) = (self.peers.limits.append_deadline, request);

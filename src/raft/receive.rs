@@ -80,7 +80,8 @@ impl<M: Machine> Core<M> {
         let from = peer.identity.node;
         let known = members.membership().get_node(&from).map(|member| member.incarnation);
         if known.is_some_and(|known| Uuid::from_bytes(envelope.from_incarnation) != Some(known)) {
-            let why = format!("master {from} has another data directory than the one it joined with");
+            let why =
+                format!("master {from} has another data directory than the one it joined with");
             return Err(Refusal::new(RefusalCode::WrongIncarnation, why));
         }
         Ok(())
