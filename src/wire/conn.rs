@@ -437,7 +437,7 @@ impl Task {
     }
 
     fn frames(&mut self) -> Result<(), String> {
-        while let Some(frame) = self.decoder.next().map_err(|error| error.to_string())? {
+        while let Some(frame) = self.decoder.next_frame().map_err(|error| error.to_string())? {
             match frame.kind {
                 Kind::Reply | Kind::Refusal => self.answered(frame)?,
                 Kind::Pong => {}

@@ -256,7 +256,7 @@ struct Partial {
 }
 
 /// Cuts a stream of bytes into frames. Feed it by reading into [`Decoder::target`], then take frames from
-/// [`Decoder::next`] until it returns `None`.
+/// [`Decoder::next_frame`] until it returns `None`.
 pub struct Decoder {
     buffer: BytesMut,
     partial: Option<Partial>,
@@ -302,7 +302,7 @@ impl Decoder {
     }
 
     /// The next whole frame, `None` if bytes are missing.
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         if self.partial.is_none() {
             if self.buffer.len() < HEADER_BYTES {
                 return Ok(None);

@@ -239,7 +239,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeter<'_, S> {
 
     async fn read_frame(&mut self, is_request: bool) -> Result<Frame, HelloError> {
         loop {
-            match self.decoder.next() {
+            match self.decoder.next_frame() {
                 Ok(Some(frame)) => return Ok(frame),
                 Ok(None) => {}
                 Err(error) => {

@@ -58,6 +58,13 @@ enum Slot {
     },
 }
 
+/// Where a call stands that needs a connection.
+enum Begun {
+    Live(Arc<Conn>),
+    Dialling(watch::Receiver<Option<Dialled>>),
+    Failed(Arc<str>),
+}
+
 impl Pool {
     /// A pool that introduces itself as `identity`. Dials nothing yet.
     pub fn new(identity: Identity, limits: Arc<Limits>) -> Arc<Pool> {
@@ -179,9 +186,9 @@ impl Pool {
     /// failure everybody fails at once until the pause is over.
     async fn connect(self: &Arc<Pool>, address: &str, bulk: bool) -> Result<Arc<Conn>, CallError> {
         let mut dialling = match self.begin(address, bulk) {
-            Ok(conn) => return Ok(conn),
-            Err(Ok(dialling)) => dialling,
-            Err(Err(why)) => return Err(CallError::NotSent(why.to_string())),
+            Begun::Live(conn) => return Ok(conn),
+            Begun::Dialling(dialling) => dialling,
+            Begun::Failed(why) => return Err(CallError::NotSent(why.to_string())),
         };
         let ended = match dialling.wait_for(Option::is_some).await {
             Ok(ended) => ended.clone(),
@@ -194,12 +201,7 @@ impl Pool {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn begin(
-        self: &Arc<Pool>,
-        address: &str,
-        bulk: bool,
-    ) -> Result<Arc<Conn>, Result<watch::Receiver<Option<Dialled>>, Arc<str>>> {
+    fn begin(self: &Arc<Pool>, address: &str, bulk: bool) -> Begun {
         let mut state = self.state();
         let (identity, generation) = (state.identity, state.generation);
         if !state.peers.contains_key(address) {
@@ -209,13 +211,13 @@ impl Pool {
         let expect = entry.expect;
         let slot = entry.slot(bulk);
         let pause = match slot {
-            Slot::Live(conn) if !conn.is_dead() => return Ok(conn.clone()),
+            Slot::Live(conn) if !conn.is_dead() => return Begun::Live(conn.clone()),
             Slot::Dialling(dialling) if dialling.has_changed().is_ok() => {
-                return Err(Ok(dialling.clone()));
+                return Begun::Dialling(dialling.clone());
             }
             Slot::Failed { until, why, .. } if seam::now() < *until => {
                 crate::mark!("dial refused by the pause after a failure");
-                return Err(Err(why.clone()));
+                return Begun::Failed(why.clone());
             }
             Slot::Failed { pause, .. } => (*pause * 2).min(self.limits.retry_pause_max),
             Slot::Empty | Slot::Live(_) | Slot::Dialling(_) => self.limits.retry_pause,
@@ -233,7 +235,7 @@ impl Pool {
             pause,
         };
         seam::spawn(dial.run(sender));
-        Err(Ok(dialling))
+        Begun::Dialling(dialling)
     }
 
     /// Ends all connections.

@@ -221,7 +221,7 @@ impl Serving {
     fn take_frames(&mut self, cx: &mut Context<'_>) -> Result<bool, String> {
         let mut progress = false;
         while self.has_room() {
-            let Some(frame) = self.decoder.next().map_err(|error| error.to_string())? else {
+            let Some(frame) = self.decoder.next_frame().map_err(|error| error.to_string())? else {
                 break;
             };
             progress = true;
@@ -422,7 +422,7 @@ impl Serving {
 /// A refusal's text, cut to a length that any peer accepts.
 fn clipped(message: &str) -> &[u8] {
     let end = message.floor_char_boundary(frame::HELLO_BODY_BYTES_MAX);
-    message[..end].as_bytes()
+    &message.as_bytes()[..end]
 }
 
 async fn finish(pending: &mut FuturesUnordered<Pending>) {

@@ -27,7 +27,7 @@ fn decode_all(
         assert!(take > 0, "the decoder always has room");
         target.put_slice(&input[..take]);
         input = &input[take..];
-        while let Some(frame) = decoder.next()? {
+        while let Some(frame) = decoder.next_frame()? {
             frames.push(frame);
         }
     }
@@ -41,7 +41,7 @@ fn any_cut_of_the_stream_gives_the_same_frames() {
     for (id, (body, payload)) in sizes.iter().enumerate() {
         let mut buffer = body_buffer(*body);
         buffer.put_bytes(id as u8, *body);
-        let payload = Bytes::from((0..*payload).map(|i| (i * 7 >> 2) as u8).collect::<Vec<_>>());
+        let payload = Bytes::from((0..*payload).map(|i| ((i * 7) >> 2) as u8).collect::<Vec<_>>());
         let method = if id % 2 == 0 { calls::Append::METHOD } else { calls::RaftAppend::METHOD };
         let head = Head { method, ..Head::bare(Kind::Request, id as u64) };
         stream.extend_from_slice(&finish(buffer, head, std::slice::from_ref(&payload)));
@@ -55,7 +55,9 @@ fn any_cut_of_the_stream_gives_the_same_frames() {
         assert_eq!(lengths, sizes, "step {step}");
         for frame in &frames {
             assert!(frame.body.iter().all(|byte| u64::from(*byte) == frame.id));
-            assert!(frame.payload.iter().enumerate().all(|(i, byte)| *byte == (i * 7 >> 2) as u8));
+            assert!(
+                frame.payload.iter().enumerate().all(|(i, byte)| *byte == ((i * 7) >> 2) as u8)
+            );
         }
     }
 }

@@ -170,7 +170,7 @@ impl Raw {
     /// The next frame, `None` at the end of the stream.
     async fn receive(&mut self) -> Option<Frame> {
         loop {
-            if let Some(frame) = self.decoder.next().unwrap() {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
                 return Some(frame);
             }
             if self.io.read_buf(&mut self.decoder.target()).await.unwrap_or(0) == 0 {

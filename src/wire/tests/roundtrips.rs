@@ -43,7 +43,7 @@ async fn payloads_up_to_the_limit_arrive_whole() {
     let pool = pool();
     let max = crate::limits::FRAME_PAYLOAD_BYTES_MAX;
     for len in [0, 1, 4096, 40_000, 1 << 20, (3 << 20) + 5, max] {
-        let data: Vec<u8> = (0..len).map(|i| (i * 31 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
         let request = pb::AppendRequest { crcs: vec![crc32c(&data)], ..Default::default() };
         let pieces: Vec<Bytes> = data.chunks(300_001).map(Bytes::copy_from_slice).collect();
         let (reply, _) =
