@@ -58,6 +58,7 @@ fn run(cli: &Cli) -> Result<(), Fail> {
             "which masters? mooseng-mount MASTERS DIR, or masters in [cluster]",
         ));
     }
+    mooseng_fuse::check_options(&cli.options).map_err(Fail::usage)?;
     let dir = mooseng_fuse::check_mount_point(dir.as_ref()).map_err(Fail::new)?;
     if !cli.foreground && !cli.background_child {
         return start_in_background();

@@ -17,5 +17,7 @@ mod virtual_xattr;
 
 pub mod mountinfo;
 
-pub use mount::{MountConfig, MountError, Mounted, check_mount_point, mount, unmount};
+pub use mount::{
+    MountConfig, MountError, Mounted, check_mount_point, check_options, mount, unmount,
+};
 pub use virtual_xattr::{DROP_CACHES, MOUNT, STATS};

@@ -148,6 +148,17 @@ fn check_rights() -> Result<(), MountError> {
     if root || helper() { Ok(()) } else { Err(MountError::NoRights) }
 }
 
+/// Says early whether an `-o` is unknown.
+pub fn check_options(options: &[String]) -> Result<(), MountError> {
+    let known = |name: &str| {
+        matches!(name, "allow_other" | "noallow_other") || mount_option(name).is_some()
+    };
+    match options.iter().find(|name| !known(name)) {
+        Some(name) => Err(MountError::UnknownOption(name.clone())),
+        None => Ok(()),
+    }
+}
+
 /// Mounts `client` and serves it on its own threads; what must wait runs on `runtime`.
 pub fn mount(
     client: Arc<Client>,
