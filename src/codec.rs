@@ -38,6 +38,8 @@ pub mod kind {
     pub const SNAPSHOT: u16 = 7;
     /// The Raft vote.
     pub const VOTE: u16 = 8;
+    /// The highest term that a chunkserver has seen.
+    pub const HIGHEST_TERM: u16 = 9;
     /// First number that tests may use.
     pub const TEST: u16 = 0xff00;
 }

@@ -35,4 +35,5 @@ pub mod wire;
 
 pub mod store;
 
+pub mod chunkserver;
 pub mod client;

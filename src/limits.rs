@@ -119,6 +119,8 @@ pub struct Limits {
     pub recorded_lag_bytes: u64,
     /// How fast a chunkserver reads its replicas to check them, bytes per second and disk.
     pub scrub_bytes_per_second: u64,
+    /// Shortest time from the beginning of one such check of a disk to the next.
+    pub scrub_period: Duration,
     /// Replicas in one page of a chunkserver's report.
     pub report_page: usize,
     /// Bytes of each source that a rebuild handles at a time.
@@ -204,6 +206,7 @@ impl Limits {
             open_replicas_max: 512,
             recorded_lag_bytes: 4 << 20,
             scrub_bytes_per_second: 8 << 20,
+            scrub_period: Duration::from_secs(6 * 3600),
             report_page: 4096,
             rebuild_piece_bytes: 1 << 20,
             rebuilds_at_once: 4,
@@ -257,6 +260,7 @@ impl Limits {
             open_replicas_max: 4,
             recorded_lag_bytes: 32 << 10,
             scrub_bytes_per_second: 256 << 10,
+            scrub_period: Duration::from_secs(5),
             report_page: 4,
             rebuild_piece_bytes: 64 << 10,
             rebuilds_at_once: 2,

@@ -32,6 +32,7 @@ pub struct Codec {
 }
 
 /// How one shard follows from `k` others: the sum of each times its coefficient.
+#[derive(Clone, Debug)]
 pub struct Combination {
     coefficients: Vec<u8>,
 }

@@ -14,7 +14,7 @@ use crate::seam::{Disk, DiskFile, OpenMode};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Bytes read at a time where blocks are checked.
@@ -31,6 +31,7 @@ pub struct Store {
     pub(super) dirs: Mutex<BTreeMap<String, bool>>,
     pub(super) building: Mutex<BTreeSet<ReplicaId>>,
     failed: AtomicBool,
+    pub(super) syncs: AtomicU64,
     bad: Mutex<BTreeSet<ReplicaId>>,
 }
 
@@ -48,6 +49,7 @@ impl Store {
             dirs: Mutex::default(),
             building: Mutex::default(),
             failed: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
             bad: Mutex::default(),
         };
         let disk = store.disk().clone();
@@ -148,7 +150,8 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+    /// The disk, for what lies beside the replicas.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
         self.claimed.disk()
     }
 
@@ -173,6 +176,11 @@ impl Store {
     /// Whether the disk was taken out of use by a failed write or sync.
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// fdatasyncs of replicas since the start.
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 
     /// What the disk holds and can take.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 const SUPERBLOCK: &str = "superblock";
 const LOCK: &str = "LOCK";
 /// What may be in a directory that is still taken for empty.
-const NOT_OURS: [&str; 4] = [LOCK, "lost+found", "superblock.new", super::format::CHUNKS];
+const NOT_OURS: [&str; 5] = [LOCK, "lost+found", "superblock.new", "term", super::format::CHUNKS];
 
 /// Why a disk cannot be used, in one line that names the path and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
@@ -260,6 +261,7 @@ impl Store {
                 .map_err(|e| self.fence("header", &e))?;
             replica.update(|progress| progress.recorded = now.durable);
         }
+        self.syncs.fetch_add(1, Ordering::Relaxed);
         match file.sync_data() {
             // M22: the failed sync is taken for done, as if a retry had worked.
             Err(_) if bug!(M22) => Ok((replica, now.length)),

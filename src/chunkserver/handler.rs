@@ -1,0 +1,200 @@
+//! Answers the calls of clients and masters.
+
+use super::{Shared, add, rebuild};
+use crate::ids::Term;
+use crate::mark;
+use crate::pb;
+use crate::seam;
+use crate::store::{Append, Blocks, ReplicaId, Status, StoreError};
+use crate::wire::{Call, Handler, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Reads up to this size are answered at once if their bytes are in memory.
+const INLINE_READ_BYTES: u64 = 256 << 10;
+/// Most replicas in one question about their state.
+const STAT_REPLICAS_MAX: usize = 4096;
+
+type Answer = Pin<Box<dyn Future<Output = Result<Outgoing, Refusal>> + Send>>;
+
+pub(super) struct Answers(pub Arc<Shared>);
+
+impl Handler for Answers {
+    fn handle(self: Arc<Answers>, _peer: Arc<Peer>, request: Incoming) -> Answer {
+        let shared = self.0.clone();
+        Box::pin(async move {
+            match request.method {
+                calls::Append::METHOD => append(&shared, request).await,
+                calls::Sync::METHOD => sync(&shared, &request).await,
+                calls::Read::METHOD => read(&shared, &request).await,
+                calls::Seal::METHOD => seal(&shared, &request).await,
+                calls::Delete::METHOD => delete(&shared, &request).await,
+                calls::Stat::METHOD => stat(&shared, &request).await,
+                calls::Rebuild::METHOD => {
+                    let question = request.decode::<calls::Rebuild>()?;
+                    obey(&shared, question.term)?;
+                    let reply = rebuild::rebuild(&shared, question, request.deadline).await?;
+                    Ok(Outgoing::new::<calls::Rebuild>(&reply))
+                }
+                method => Err(Refusal::not_served(method)),
+            }
+        })
+    }
+}
+
+/// The refusal that says so on the wire.
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Refusal {
+        let code = match &error {
+            StoreError::Bad(_) => RefusalCode::BadRequest,
+            StoreError::NoSuchReplica(_) => RefusalCode::NoSuchReplica,
+            StoreError::WrongOffset { .. } => RefusalCode::WrongOffset,
+            StoreError::NotDurable { .. } => RefusalCode::NotDurable,
+            StoreError::Corrupt(_) | StoreError::Read(_) => RefusalCode::Corrupt,
+            StoreError::DiskFailed(_) => RefusalCode::DiskFailed,
+            StoreError::NoSpace(_) => RefusalCode::NoSpace,
+            StoreError::Busy(_) => RefusalCode::Busy,
+            StoreError::Closed => RefusalCode::ShuttingDown,
+        };
+        Refusal::new(code, error.to_string())
+    }
+}
+
+/// The id in a request.
+pub(super) fn replica(raw: Option<&pb::ReplicaId>) -> Result<ReplicaId, Refusal> {
+    raw.and_then(ReplicaId::from_pb)
+        .ok_or_else(|| Refusal::new(RefusalCode::BadRequest, "no such replica can be"))
+}
+
+fn obey(shared: &Shared, term: u64) -> Result<(), Refusal> {
+    if shared.terms.obey(Term(term)) {
+        return Ok(());
+    }
+    mark!("chunkserver: command of an old term refused");
+    let known = shared.terms.highest();
+    Err(Refusal::new(RefusalCode::StaleTerm, format!("{known} has begun, this is from t{term}")))
+}
+
+async fn append(shared: &Shared, request: Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Append>()?;
+    let id = replica(question.replica.as_ref())?;
+    let (create, sync, bytes) = (question.create, question.sync, request.payload.len());
+    if bytes > shared.limits.append_bytes_max {
+        let what = format!("append of {bytes} bytes, most are {}", shared.limits.append_bytes_max);
+        return Err(Refusal::new(RefusalCode::BadRequest, what));
+    }
+    let append =
+        Append::checked(id, question.offset, request.payload, question.crcs, question.create)?;
+    let length = shared.append(append, sync, create).await?;
+    add(&shared.counters.appends, 1);
+    add(&shared.counters.appended_bytes, bytes);
+    let reply = pb::AppendReply { length, incarnation: shared.incarnation.0 };
+    Ok(Outgoing::new::<calls::Append>(&reply))
+}
+
+/// Rule A1: answers for the bytes that this very start of the process acknowledged, and only if they reach
+/// as far as the client needs.
+async fn sync(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Sync>()?;
+    let id = replica(question.replica.as_ref())?;
+    if question.incarnation != shared.incarnation.0 {
+        mark!("chunkserver: sync of another incarnation refused");
+        let what = "restarted since the bytes were acknowledged";
+        return Err(Refusal::new(RefusalCode::WrongIncarnation, what));
+    }
+    let durable = shared.found(id)?.sync(id, question.up_to).await?;
+    Ok(Outgoing::new::<calls::Sync>(&pb::SyncReply { durable }))
+}
+
+async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Read>()?;
+    let id = replica(question.replica.as_ref())?;
+    let store = shared.found(id)?.store();
+    let (offset, len) = (question.offset, question.len);
+    let mut found = None;
+    if len <= INLINE_READ_BYTES {
+        found = store.read_resident(id, offset, len)?;
+        seam::settle().await;
+    }
+    let blocks = match found {
+        Some(blocks) => {
+            shared.counters.resident_reads.fetch_add(1, Ordering::Relaxed);
+            blocks
+        }
+        None => {
+            let store = store.clone();
+            seam::blocking(move || store.read(id, offset, len)).await?
+        }
+    };
+    let Blocks { offset, length, crcs, data } = blocks;
+    add(&shared.counters.reads, 1);
+    add(&shared.counters.read_bytes, data.len());
+    let reply = pb::ReadReply { crcs, offset, length };
+    Ok(Outgoing::new::<calls::Read>(&reply).with_payload(vec![data]))
+}
+
+/// A replica that is shorter than asked, or not here, is not sealed; the answer says how long it is.
+async fn seal(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Seal>()?;
+    obey(shared, question.term)?;
+    let id = replica(question.replica.as_ref())?;
+    let sealed = match shared.found(id) {
+        Ok(writer) => writer.seal(id, question.length).await,
+        Err(error) => Err(error),
+    };
+    let length = match sealed {
+        Ok(length) => length,
+        Err(StoreError::NotDurable { length, .. }) => length,
+        Err(StoreError::NoSuchReplica(_)) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Outgoing::new::<calls::Seal>(&pb::SealReply { length }))
+}
+
+async fn delete(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Delete>()?;
+    obey(shared, question.term)?;
+    let id = replica(question.replica.as_ref())?;
+    if let Some(writer) = shared.writer_of(id) {
+        writer.delete(id).await?;
+    }
+    Ok(Outgoing::new::<calls::Delete>(&pb::DeleteReply {}))
+}
+
+async fn stat(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Stat>()?;
+    if question.replicas.len() > STAT_REPLICAS_MAX {
+        return Err(Refusal::new(RefusalCode::BadRequest, "too many replicas at once"));
+    }
+    let mut states = Vec::with_capacity(question.replicas.len());
+    for raw in &question.replicas {
+        let id = replica(Some(raw))?;
+        if question.verify
+            && let Some(writer) = shared.writer_of(id)
+        {
+            let store = writer.store().clone();
+            // What it finds shows in the status.
+            let _ = seam::blocking(move || store.verify(id)).await;
+        }
+        let status = shared.writer_of(id).and_then(|writer| writer.store().status(id));
+        states.push(status.map_or_else(|| absent(*raw), state));
+    }
+    Ok(Outgoing::new::<calls::Stat>(&pb::StatReply { states }))
+}
+
+fn absent(replica: pb::ReplicaId) -> pb::ReplicaState {
+    pb::ReplicaState { replica: Some(replica), ..Default::default() }
+}
+
+/// A replica's state for the wire.
+pub(super) fn state(status: Status) -> pb::ReplicaState {
+    pb::ReplicaState {
+        replica: Some(status.id.to_pb()),
+        present: true,
+        length: status.length,
+        durable: status.durable,
+        sealed: status.sealed,
+        corrupt: status.corrupt,
+    }
+}
