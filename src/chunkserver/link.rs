@@ -86,7 +86,8 @@ impl Link {
         // A hint is followed at once; a silent or clueless master is left for the next heartbeat.
         for _ in 0..2 {
             let leader = self.leader.clone();
-            let answer = self.shared.pool.call::<C>(&leader, request, vec![], self.deadline()).await;
+            let answer =
+                self.shared.pool.call::<C>(&leader, request, vec![], self.deadline()).await;
             let error = match answer {
                 Ok((reply, _)) => return Some(reply),
                 Err(error) => error,

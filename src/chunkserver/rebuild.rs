@@ -162,7 +162,8 @@ impl Rebuild<'_> {
     }
 
     fn piece_bytes(&self, at: u64) -> usize {
-        let share = (SOURCES_BYTES_MAX / self.layout.data() / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES);
+        let share =
+            (SOURCES_BYTES_MAX / self.layout.data() / BLOCK_BYTES * BLOCK_BYTES).max(BLOCK_BYTES);
         let most = self.shared.limits.rebuild_piece_bytes.min(share) as u64;
         (self.length - at).min(most) as usize
     }
@@ -224,9 +225,9 @@ impl Rebuild<'_> {
     async fn read(&self, index: usize, at: u64, len: usize) -> Result<Bytes, Fault> {
         let Source { id, address, .. } = &self.sources[index];
         let left = seam::now().until(self.deadline);
-        let deadline = self.shared.limits.chunk_read_deadline.min(left).max(Duration::from_millis(1));
-        let request =
-            pb::ReadRequest { replica: Some(id.to_pb()), offset: at, len: len as u64 };
+        let deadline =
+            self.shared.limits.chunk_read_deadline.min(left).max(Duration::from_millis(1));
+        let request = pb::ReadRequest { replica: Some(id.to_pb()), offset: at, len: len as u64 };
         let answer =
             self.shared.pool.call::<calls::Read>(address, &request, vec![], deadline).await;
         let (reply, data) = answer.map_err(|error| {
