@@ -172,6 +172,38 @@ fn random_histories_agree_with_a_map_across_checkpoints_installs_and_restarts() 
     }
 }
 
+#[test]
+fn applying_and_reading_go_on_while_a_checkpoint_is_written_on_another_thread() {
+    let (_scratch, disk) = Scratch::new("threads");
+    let limits = Limits { table_slack_bytes: 1 << 20, ..Limits::tiny() };
+    let (mut db, _) = Db::open(disk.clone(), "tables.redb", &limits).unwrap();
+    let (mut model, mut rng) = (Model::new(), Lcg(3));
+    let mut change = |db: &mut Db, rng: &mut Lcg, model: &mut Model, value| {
+        let key = key(rng, 4000);
+        if rng.below(3) == 0 {
+            db.delete::<Names>(&key).unwrap();
+            model.remove(&key);
+        } else {
+            db.put::<Names>(&key, &dentry(value)).unwrap();
+            model.insert(key, dentry(value));
+        }
+    };
+    for round in 0..12 {
+        (0..800).for_each(|_| change(&mut db, &mut rng, &mut model, round));
+        let begun = db.begin_checkpoint(meta(round)).unwrap();
+        let before = (db.view(), model.clone());
+        let writer = std::thread::spawn(move || begun.write().unwrap());
+        while !writer.is_finished() {
+            (0..20).for_each(|_| change(&mut db, &mut rng, &mut model, round + 100));
+            compare(&db.view(), &model, &mut rng);
+            compare(&before.0, &before.1, &mut rng);
+        }
+        drop(db.finish_checkpoint(writer.join().unwrap()));
+        compare_all(&db.view(), &model);
+        compare_all(&before.0, &before.1);
+    }
+}
+
 /// A file with rows, and where it is.
 fn filled(name: &str, rows: u64) -> (Scratch, Arc<RealDisk>, Model) {
     let (scratch, disk) = Scratch::new(name);
