@@ -48,20 +48,25 @@ pub type Stretch = (u64, u64, Option<Source>);
 pub struct ExtentMap {
     /// The inode's change counter that the map is true for.
     pub change: u64,
+    /// Everything since this value of the counter was an own change, and is in the map.
+    base: u64,
     map: BTreeMap<u64, (u64, Source)>,
+    /// Bytes that the map knows of; all of `u64` for a file that is known whole.
+    known: u64,
+    /// Of these, inline.
+    inline: u64,
 }
 
 impl ExtentMap {
     /// An empty file's map: everything known, all of it holes.
     pub fn of_new_file(change: u64) -> ExtentMap {
         let map = BTreeMap::from([(0, (u64::MAX, Source::Hole))]);
-        ExtentMap { change, map }
+        ExtentMap { change, base: change, map, known: u64::MAX, inline: 0 }
     }
 
     /// Forgets everything and is true for another version of the file.
     pub fn reset(&mut self, change: u64) {
-        self.change = change;
-        self.map.clear();
+        *self = ExtentMap { change, base: change, ..ExtentMap::default() };
     }
 
     /// Entries held, for bounds.
@@ -81,21 +86,50 @@ impl ExtentMap {
             && left.continues(*before, &source)
         {
             let at = *at;
-            let (before, left) = self.map.remove(&at).expect("just seen");
+            let (before, left) = self.remove(at);
             (off, len, source) = (at, before + len, left);
         }
         let end = off.saturating_add(len);
-        if let Some((after, right)) = self.map.get(&end)
+        if let Some((_, right)) = self.map.get(&end)
             && source.continues(len, right)
         {
-            len += after;
-            self.map.remove(&end);
+            len += self.remove(end).0;
         }
+        self.insert(off, len, source);
+    }
+
+    fn insert(&mut self, off: u64, len: u64, source: Source) {
+        self.known += len;
+        self.inline += if matches!(source, Source::Inline(_)) { len } else { 0 };
         self.map.insert(off, (len, source));
     }
 
-    /// The masters' answer for `[from, to)`: what no extent covers is a hole.
-    pub fn load(&mut self, from: u64, to: u64, extents: &[pb::Extent]) {
+    fn remove(&mut self, off: u64) -> (u64, Source) {
+        let (len, source) = self.map.remove(&off).expect("the caller has just seen it");
+        self.known -= len;
+        self.inline -= if matches!(source, Source::Inline(_)) { len } else { 0 };
+        (len, source)
+    }
+
+    /// The masters' answer for `[from, to)` as of `change`: what no extent covers is a hole. What the map knows
+    /// already stays, because it is newer or the same. Whether the answer could be used: it could not if
+    /// somebody else changed the file after it was given.
+    pub fn load(&mut self, change: u64, from: u64, to: u64, extents: &[pb::Extent]) -> bool {
+        if change < self.base {
+            return false;
+        }
+        if change > self.change {
+            self.reset(change);
+        }
+        for (at, len, source) in self.lookup(from, to.saturating_sub(from)) {
+            if source.is_none() {
+                self.load_gap(at, at + len, extents);
+            }
+        }
+        true
+    }
+
+    fn load_gap(&mut self, from: u64, to: u64, extents: &[pb::Extent]) {
         let mut at = from;
         for extent in extents {
             let start = extent.file_off.max(at).min(to);
@@ -104,7 +138,8 @@ impl ExtentMap {
                 continue;
             }
             self.set(at, start - at, Source::Hole);
-            self.set(start, end - start, source_of(extent).part(start - extent.file_off, end - start));
+            let source = source_of(extent).part(start - extent.file_off, end - start);
+            self.set(start, end - start, source);
             at = end;
         }
         self.set(at, to.saturating_sub(at), Source::Hole);
@@ -145,46 +180,41 @@ impl ExtentMap {
         found
     }
 
-    /// Inline bytes in `[0, size)` outside the given ranges; `None` if part of the file is not known.
-    pub fn inline_bytes_beside(&self, size: u64, ranges: &[(u64, u64)]) -> Option<u64> {
-        let mut total = 0;
-        for (off, len, source) in self.lookup(0, size) {
-            match source? {
-                Source::Inline(_) => {
-                    let covered: u64 = ranges
-                        .iter()
-                        .map(|(a, b)| (*b).min(off + len).saturating_sub((*a).max(off)))
-                        .sum();
-                    total += len - covered.min(len);
-                }
-                Source::Hole | Source::Chunk(..) => {}
-            }
+    /// Inline bytes that stay when the given ranges are replaced; `None` if part of the file is not known.
+    pub fn inline_bytes_beside(&self, ranges: &[(u64, u64)]) -> Option<u64> {
+        if self.known != u64::MAX {
+            return None;
         }
-        Some(total)
+        let replaced = |(from, to): &(u64, u64)| -> u64 {
+            let stretches = self.lookup(*from, to - from).into_iter();
+            stretches.filter(|s| matches!(s.2, Some(Source::Inline(_)))).map(|s| s.1).sum()
+        };
+        Some(self.inline - ranges.iter().map(replaced).sum::<u64>())
     }
 
     /// Forgets everything that points into a chunk.
     pub fn forget_chunk(&mut self, chunk: ChunkId) {
-        self.map.retain(|_, (_, source)| !matches!(source, Source::Chunk(id, _) if *id == chunk));
+        let points = |source: &Source| matches!(source, Source::Chunk(id, _) if *id == chunk);
+        let gone: Vec<u64> =
+            self.map.iter().filter(|(_, entry)| points(&entry.1)).map(|(off, _)| *off).collect();
+        gone.into_iter().for_each(|off| drop(self.remove(off)));
     }
 
     fn clear(&mut self, from: u64, to: u64) {
-        if let Some((start, (len, source))) = self.map.range(..from).next_back().map(|(s, e)| (*s, e.clone()))
-        {
-            let end = start.saturating_add(len);
-            if end > from {
-                self.map.insert(start, (from - start, source.part(0, from - start)));
-                if end > to {
-                    self.map.insert(to, (end - to, source.part(to - start, end - to)));
-                }
+        let first = self.map.range(..from).next_back().map(|(start, _)| *start);
+        let inside = self.map.range(from..to).map(|(start, _)| *start);
+        let hit: Vec<u64> = first.into_iter().chain(inside).collect();
+        for start in hit {
+            let end = start.saturating_add(self.map[&start].0);
+            if end <= from {
+                continue;
             }
-        }
-        let inside: Vec<u64> = self.map.range(from..to).map(|(start, _)| *start).collect();
-        for start in inside {
-            let (len, source) = self.map.remove(&start).expect("just seen");
-            let end = start.saturating_add(len);
+            let (_, source) = self.remove(start);
+            if start < from {
+                self.insert(start, from - start, source.part(0, from - start));
+            }
             if end > to {
-                self.map.insert(to, (end - to, source.part(to - start, end - to)));
+                self.insert(to, end - to, source.part(to - start, end - to));
             }
         }
     }
@@ -215,7 +245,7 @@ mod tests {
     #[test]
     fn loads_with_holes_and_unknown_ends() {
         let mut map = ExtentMap::default();
-        map.load(100, 300, &[chunk(50, 100, 7, 1000), inline(200, b"abc")]);
+        map.load(0, 100, 300, &[chunk(50, 100, 7, 1000), inline(200, b"abc")]);
         let found = map.lookup(0, 400);
         assert_eq!(
             found,
@@ -251,11 +281,26 @@ mod tests {
     fn counts_inline_bytes_that_stay() {
         let mut map = ExtentMap::of_new_file(1);
         map.commit(&[inline(0, b"abcd"), inline(100, b"efgh")]);
-        assert_eq!(map.inline_bytes_beside(200, &[]), Some(8));
-        assert_eq!(map.inline_bytes_beside(200, &[(2, 102)]), Some(4));
+        assert_eq!(map.inline_bytes_beside(&[]), Some(8));
+        assert_eq!(map.inline_bytes_beside(&[(2, 102)]), Some(4));
         map.reset(2);
-        assert_eq!(map.inline_bytes_beside(200, &[]), None);
-        assert_eq!(map.inline_bytes_beside(0, &[]), Some(0));
+        assert_eq!(map.inline_bytes_beside(&[]), None);
+        map.load(2, 0, u64::MAX, &[inline(7, b"abc")]);
+        assert_eq!(map.inline_bytes_beside(&[]), Some(3));
+    }
+
+    #[test]
+    fn answers_that_others_made_old_are_refused() {
+        let mut map = ExtentMap::default();
+        map.reset(5);
+        map.commit(&[chunk(0, 100, 1, 0)]);
+        map.change = 6;
+        assert!(map.load(5, 0, 200, &[chunk(0, 200, 9, 0)]), "only own changes since");
+        assert_eq!(map.lookup(0, 100), [(0, 100, Some(Source::Chunk(ChunkId(1), 0)))]);
+        assert_eq!(map.lookup(100, 100), [(100, 100, Some(Source::Chunk(ChunkId(9), 100)))]);
+        assert!(!map.load(4, 0, 200, &[]));
+        assert!(map.load(9, 0, 50, &[]));
+        assert_eq!(map.lookup(0, 100), [(0, 50, Some(Source::Hole)), (50, 50, None)]);
     }
 
     #[test]

@@ -3,249 +3,201 @@
 //! Methods named `*_cached` and `*_buffered` never wait, so that a kernel thread may answer by them directly;
 //! the others are asynchronous, each with a deadline. No lock is held across an await.
 
+mod blocks;
+mod chunk;
+mod classes;
+mod dirs;
+mod extents;
+mod fetch;
+mod flush;
+mod handles;
+mod inode;
+mod masters;
+mod meta;
+mod names;
+mod pieces;
+mod plan;
+mod query;
+mod read;
+mod readahead;
+mod session;
 mod types;
+mod write;
+mod writers;
 
 pub use types::*;
 
 use crate::errno::Errno;
-use crate::ids::{InodeId, Uuid};
-use crate::pb;
-use bytes::Bytes;
-use std::sync::Arc;
+use crate::ids::InodeId;
+use crate::limits::Limits;
+use crate::seam;
+use crate::wire::{Identity, Pool, Role};
+use classes::Classes;
+use fetch::Fetcher;
+use handles::Handles;
+use masters::{MasterError, Masters};
+use meta::Meta;
+use query::Queries;
+use session::Session;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+use writers::Writers;
+
+/// Longest wait for the first session.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A mounted cluster.
-pub struct Client {}
+pub struct Client {
+    me: Weak<Client>,
+    limits: Arc<Limits>,
+    runtime: tokio::runtime::Handle,
+    pool: Arc<Pool>,
+    masters: Arc<Masters>,
+    meta: Arc<Meta>,
+    session: Arc<Session>,
+    queries: Arc<Queries>,
+    writers: Arc<Writers>,
+    fetcher: Arc<Fetcher>,
+    handles: Handles,
+    classes: Classes,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+}
 
-#[allow(unused_variables, clippy::unused_async)]
 impl Client {
     /// Finds the leader and opens a session. Background tasks run on the calling tokio runtime.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Client>, ConnectError> {
-        Err(ConnectError::NoMasters)
+        if config.masters.is_empty() {
+            return Err(ConnectError::NoMasters);
+        }
+        let limits = config.limits.clone();
+        let identity = Identity {
+            cluster: config.cluster,
+            role: Role::Client,
+            node: 0,
+            incarnation: seam::rng::random_u64(),
+        };
+        let pool = Pool::new(identity, limits.clone());
+        let known = config.masters.clone();
+        let masters = Arc::new(Masters::new(pool.clone(), limits.clone(), known));
+        let meta = Arc::new(Meta::new(limits.clone()));
+        let until = seam::now() + CONNECT_DEADLINE;
+        let unreachable = |error: MasterError| match error {
+            MasterError::Refused(why) => ConnectError::Refused(why),
+            other => ConnectError::Unreachable {
+                masters: config.masters.join(", "),
+                reason: other.to_string(),
+            },
+        };
+        let session = Session::open(masters.clone(), meta.clone(), config.host.clone(), until);
+        let session = session.await.map_err(unreachable)?;
+        let queries = Queries::new(masters.clone());
+        let client = Arc::new_cyclic(|me| Client {
+            me: me.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            writers: Writers::new(masters.clone(), session.clone()),
+            fetcher: Fetcher::new(masters.clone(), queries.clone()),
+            limits,
+            pool,
+            masters,
+            meta,
+            session,
+            queries,
+            handles: Handles::default(),
+            classes: Classes::default(),
+            tasks: Mutex::default(),
+        });
+        client.start();
+        let ready = client.classes.refresh(&client.queries).await;
+        ready.map_err(|errno| ConnectError::Refused(format!("no storage classes: {errno}")))?;
+        client.masters.refresh().await;
+        Ok(client)
+    }
+
+    fn start(self: &Arc<Client>) {
+        let stream = seam::spawn(self.session.clone().stream());
+        let keepalive = seam::spawn(keepalive(self.me.clone(), self.limits.keepalive));
+        let housekeeping = seam::spawn(housekeeping(self.me.clone(), self.tick_interval()));
+        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) =
+            vec![stream, keepalive, housekeeping];
     }
 
     /// Writes everything back, closes the session and stops. The first failure of a write-back is returned.
     pub async fn shutdown(&self) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
+        let written = self.commit_everything().await;
+        let answered = self.session.barrier().await;
+        self.session.close();
+        let until = seam::now() + self.limits.operation_deadline.min(Duration::from_secs(10));
+        if let Err(error) = self.session.end(until).await {
+            tracing::debug!(%error, "the session was left to expire");
+        }
+        self.stop();
+        written.and(answered)
     }
 
-    /// Finds a name in a directory.
-    pub async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// [`Client::lookup`] from the caches: `None` if they do not know (also whether the name is absent).
-    pub fn lookup_cached(&self, parent: InodeId, name: &[u8]) -> Option<Result<pb::Attr, Errno>> {
-        None
-    }
-
-    /// The attributes of an inode, with what this mount has written and not yet committed.
-    pub async fn getattr(&self, ino: InodeId) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// [`Client::getattr`] from the cache, if it may still be used.
-    pub fn getattr_cached(&self, ino: InodeId) -> Option<pb::Attr> {
-        None
-    }
-
-    /// Changes attributes; a new size is ordered with the data written before.
-    pub async fn setattr(&self, ino: InodeId, set: SetAttr) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Creates a regular file and opens it; without `O_EXCL` one that exists is opened (and cut by `O_TRUNC`).
-    pub async fn create(
-        &self,
-        parent: InodeId,
-        name: &[u8],
-        new: NewFile,
-    ) -> Result<(pb::Attr, Handle), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Creates a directory.
-    pub async fn mkdir(
-        &self,
-        parent: InodeId,
-        name: &[u8],
-        new: NewNode,
-    ) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Creates a FIFO, socket, device or regular file.
-    pub async fn mknod(
-        &self,
-        parent: InodeId,
-        name: &[u8],
-        new: NewNode,
-    ) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Creates a symbolic link.
-    pub async fn symlink(
-        &self,
-        parent: InodeId,
-        name: &[u8],
-        target: &[u8],
-        uid: u32,
-        gid: u32,
-    ) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Gives an inode another name.
-    pub async fn link(
-        &self,
-        ino: InodeId,
-        parent: InodeId,
-        name: &[u8],
-    ) -> Result<pb::Attr, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Removes a name of anything but a directory. What is open here stays readable and writable.
-    pub async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Removes an empty directory.
-    pub async fn rmdir(&self, parent: InodeId, name: &[u8]) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Renames; `flags` are Linux's `RENAME_NOREPLACE` and `RENAME_EXCHANGE`.
-    pub async fn rename(
-        &self,
-        parent: InodeId,
-        name: &[u8],
-        new_parent: InodeId,
-        new_name: &[u8],
-        flags: u32,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Opens a regular file; its attributes are asked for anew (close-to-open coherence).
-    pub async fn open(&self, ino: InodeId, flags: i32) -> Result<Handle, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Reads; short only at the end of the file. The pieces are slices of what arrived, not copies.
-    pub async fn read(&self, handle: Handle, off: u64, len: usize) -> Result<Vec<Bytes>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// [`Client::read`] from the caches, if they hold all of it.
-    pub fn read_cached(&self, handle: Handle, off: u64, len: usize) -> Option<Vec<Bytes>> {
-        None
-    }
-
-    /// Buffers data, waiting for room; `off` is ignored by `O_APPEND` handles. Returns bytes taken: all.
-    pub async fn write(&self, handle: Handle, off: u64, data: Bytes) -> Result<usize, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// [`Client::write`] if that needs no waiting.
-    pub fn write_buffered(
-        &self,
-        handle: Handle,
-        off: u64,
-        data: &[u8],
-    ) -> Option<Result<usize, Errno>> {
-        None
-    }
-
-    /// close(2): what was written through any descriptor of the inode is committed when this returns.
-    pub async fn flush(&self, handle: Handle) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// fsync(2): data durable on its chunkservers, extents and size committed by Raft.
-    pub async fn fsync(&self, handle: Handle, datasync: bool) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
+    fn stop(&self) {
+        self.session.close();
+        self.masters.close();
+        let tasks =
+            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        self.pool.close();
     }
 
     /// fsync(2) of a directory: every operation made before is committed.
-    pub async fn fsync_dir(&self, ino: InodeId) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
+    pub async fn fsync_dir(&self, _ino: InodeId) -> Result<(), Errno> {
+        self.session.barrier().await
     }
-
-    /// The last reference to an open file is gone.
-    pub async fn release(&self, handle: Handle) {}
-
-    /// Entries after `cookie` (0 to begin) with their attributes, at most about `limit`, and whether that was
-    /// the end. `.` and `..` are not among them.
-    pub async fn readdir(
-        &self,
-        ino: InodeId,
-        cookie: u64,
-        limit: usize,
-    ) -> Result<(Vec<pb::DirEntry>, bool), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// The target of a symbolic link.
-    pub async fn readlink(&self, ino: InodeId) -> Result<Bytes, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// The value of an extended attribute; `ENODATA` if there is none.
-    pub async fn getxattr(&self, ino: InodeId, name: &[u8]) -> Result<Bytes, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Sets an extended attribute; `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
-    pub async fn setxattr(
-        &self,
-        ino: InodeId,
-        name: &[u8],
-        value: &[u8],
-        flags: u32,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Names of the extended attributes.
-    pub async fn listxattr(&self, ino: InodeId) -> Result<Vec<Bytes>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Removes an extended attribute; `ENODATA` if there is none.
-    pub async fn removexattr(&self, ino: InodeId, name: &[u8]) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// Space and inode counts of the cluster.
-    pub async fn statfs(&self) -> Result<pb::StatfsResult, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`; `ENXIO` past the end.
-    pub async fn lseek_data_hole(
-        &self,
-        handle: Handle,
-        off: u64,
-        whence: i32,
-    ) -> Result<u64, Errno> {
-        Err(Errno::ENOSYS)
-    }
-
-    /// The cluster that this client is connected to.
-    pub fn cluster(&self) -> Uuid {
-        Uuid([0; 16])
-    }
-
-    /// Forgets everything clean: attributes, entries, extents, data. For measurements with cold caches.
-    pub fn drop_caches(&self) {}
-
-    /// A caller who may not keep setuid and setgid bits writes through this handle: the next commit of the
-    /// inode clears them. Does not wait.
-    pub fn kill_priv(&self, handle: Handle) {}
 
     /// Counters since the start.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let (operations, batches, sessions) = self.session.counts();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            operations,
+            batches,
+            sessions,
+            queries: self.queries.sent(),
+            appends: count(&self.writers.counts.appends),
+            syncs: count(&self.writers.counts.syncs),
+            chunks_lost: count(&self.writers.counts.chunks_lost),
+            written_bytes: count(&self.writers.counts.bytes),
+            reads: count(&self.fetcher.counts.reads),
+            read_bytes: count(&self.fetcher.counts.bytes),
+            corrupt_reads: count(&self.fetcher.counts.corrupt),
+            degraded_bytes: count(&self.fetcher.counts.degraded),
+            retries: self.masters.retries(),
+            dirty_bytes: self.meta.dirty.bytes() as u64,
+            failed_writebacks: count(&self.meta.dirty.failed),
+            lost_bytes: count(&self.meta.dirty.lost),
+            inodes_cached: self.meta.table.len() as u64,
+        }
     }
 }
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Keeps the session alive.
+async fn keepalive(client: Weak<Client>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(client) = client.upgrade() else { return };
+        client.session.keepalive().await;
+    }
+}
+
+/// Writes back what is old, sends what nobody waits for, pins what stays open.
+async fn housekeeping(client: Weak<Client>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(client) = client.upgrade() else { return };
+        client.advance_all();
+        client.pin_open_files();
+        client.session.kick();
+    }
+}
+

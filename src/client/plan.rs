@@ -44,6 +44,11 @@ impl Rope {
         }
     }
 
+    /// Adds all of another at the end.
+    pub fn append(&mut self, other: Rope) {
+        other.parts.into_iter().for_each(|part| self.push(part));
+    }
+
     /// Adds zeros at the end, at most a block.
     fn pad(&mut self, len: u64) {
         self.push(Bytes::from_static(&ZEROS[..len as usize]));
@@ -143,7 +148,7 @@ impl Packer {
         self.rope.pad(begin - self.rope.len());
         let part = run.split_to(room);
         let len = part.len();
-        part.parts.into_iter().for_each(|part| self.rope.push(part));
+        self.rope.append(part);
         Some((self.start + begin, len))
     }
 

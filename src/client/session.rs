@@ -419,6 +419,7 @@ impl State {
         self.range = opened.inode_count.max(1);
         let end = opened.first_inode + u64::from(opened.inode_count);
         self.ids = VecDeque::from([(opened.first_inode, end)]);
+        self.ids.retain(|(next, end)| next < end);
         self.refilling = false;
         self.urgent = !self.queue.is_empty();
     }

@@ -1,0 +1,379 @@
+//! What this mount knows of the namespace: attributes, names, extents. Filled by every answer of the masters,
+//! kept true through this mount's own operations, usable for the time to live.
+
+use super::dirs::Known;
+use super::inode::{Inode, State, Table};
+use crate::errno::Errno;
+use crate::ids::InodeId;
+use crate::limits::Limits;
+use crate::pb::{self, Attr, FileKind, OpResult, op};
+use crate::seam::{self, Mono};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Bytes of all inodes that are written and not committed.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    bytes: AtomicUsize,
+    inodes: Mutex<BTreeMap<InodeId, Arc<Inode>>>,
+    /// Told when bytes were committed or given up.
+    pub room: Notify,
+    /// Failed write-backs.
+    pub failed: AtomicU64,
+    /// Bytes given up with nobody left to be told.
+    pub lost: AtomicU64,
+}
+
+impl Dirty {
+    /// Bytes that wait to be committed.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes were written; `before` and `after` are what one inode holds.
+    pub fn changed(&self, before: usize, after: usize) {
+        if after >= before {
+            self.bytes.fetch_add(after - before, Ordering::AcqRel);
+        } else {
+            self.bytes.fetch_sub(before - after, Ordering::AcqRel);
+            self.room.notify_waiters();
+        }
+    }
+
+    fn map(&self) -> MutexGuard<'_, BTreeMap<InodeId, Arc<Inode>>> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The inode has dirty bytes (from now on).
+    pub fn add(&self, inode: &Arc<Inode>) {
+        self.map().insert(inode.id, inode.clone());
+    }
+
+    /// The inode is clean, unless it was written meanwhile.
+    pub fn remove(&self, inode: &Inode) {
+        let mut map = self.map();
+        let still = inode.lock().file.as_ref().is_some_and(|file| file.is_dirty());
+        if !still {
+            map.remove(&inode.id);
+        }
+    }
+
+    /// Inodes with dirty bytes.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.map().values().cloned().collect()
+    }
+}
+
+/// The caches.
+#[derive(Debug)]
+pub struct Meta {
+    /// Inodes.
+    pub table: Table,
+    /// What is to be written back.
+    pub dirty: Dirty,
+    /// Bounds and times.
+    pub limits: Arc<Limits>,
+}
+
+impl Meta {
+    /// Empty caches.
+    pub fn new(limits: Arc<Limits>) -> Meta {
+        Meta { table: Table::new(limits.inodes_cached_max), dirty: Dirty::default(), limits }
+    }
+
+    /// Until when an answer to what was asked at `asked` may be used.
+    pub fn until(&self, asked: Mono) -> Mono {
+        asked + self.limits.attr_ttl
+    }
+
+    /// Attributes that the masters gave.
+    pub fn learn(&self, attr: &Attr, asked: Mono) -> Arc<Inode> {
+        let inode = self.table.get_or_new(InodeId(attr.inode));
+        inode.lock().learn(attr, self.until(asked));
+        inode
+    }
+
+    /// What is known of a name, with the attributes of what it names.
+    pub fn find(&self, parent: InodeId, name: &[u8]) -> Option<Result<Attr, Errno>> {
+        let now = seam::now();
+        let known = self.table.get(parent)?.lock().dir.as_ref()?.get(name, now);
+        match known {
+            Known::Is(inode) => self.table.get(inode)?.lock().fresh(now).map(Ok),
+            Known::Absent => Some(Err(Errno::ENOENT)),
+            Known::No => None,
+        }
+    }
+
+    /// The inode that a name had when it was last seen; may be out of date.
+    pub fn hint(&self, parent: InodeId, name: &[u8]) -> Option<Arc<Inode>> {
+        let inode = self.table.get(parent)?.lock().dir.as_ref()?.hint(name)?;
+        self.table.get(inode)
+    }
+
+    /// The answer to a lookup.
+    pub fn looked_up(
+        &self,
+        parent: InodeId,
+        name: &[u8],
+        dir: Option<&Attr>,
+        found: Option<&Attr>,
+        asked: Mono,
+    ) {
+        if let Some(attr) = found {
+            self.learn(attr, asked);
+        }
+        let Some(dir) = dir else { return };
+        let inode = self.learn(dir, asked);
+        let until = self.until(asked);
+        let mut state = inode.lock();
+        if state.dir().observe(dir.change, until) {
+            state.dir().record(name, found.map(|attr| InodeId(attr.inode)));
+            drop(state);
+            self.bound_names(parent, 1);
+        }
+    }
+
+    /// A page of a directory, read from `cookie` on.
+    pub fn listed(
+        &self,
+        ino: InodeId,
+        cookie: u64,
+        dir: Option<&Attr>,
+        page: &pb::ReaddirResult,
+        asked: Mono,
+    ) {
+        for entry in &page.entries {
+            if let Some(attr) = &entry.attr {
+                self.learn(attr, asked);
+            }
+        }
+        let Some(dir) = dir else { return };
+        let inode = self.learn(dir, asked);
+        let until = self.until(asked);
+        let mut state = inode.lock();
+        if state.dir().observe(dir.change, until) {
+            let names = page.entries.iter().map(|e| (&e.name[..], InodeId(e.inode)));
+            let next = page.entries.last().map_or(cookie, |entry| entry.cookie);
+            state.dir().page(cookie, names, next, page.end);
+            drop(state);
+            self.bound_names(ino, page.entries.len());
+        }
+    }
+
+    fn bound_names(&self, dir: InodeId, added: usize) {
+        if self.table.added_names(added) {
+            crate::mark!("names forgotten by the client");
+            self.table.forget_names(dir);
+        }
+    }
+
+    // ---- own operations ----
+
+    /// The masters executed (or refused) an operation of this client. Called in the order of the stream,
+    /// before the caller hears of it.
+    pub fn applied(&self, op: &op::Op, result: &OpResult, asked: Mono) {
+        let ok = result.errno == 0;
+        if ok {
+            self.names_changed(op, result, asked);
+            self.data_changed(op, result);
+        } else if let op::Op::Create(create) = op
+            && let (Some(attr), Some(dir)) = (&result.attr, &result.parent)
+        {
+            self.looked_up(InodeId(create.parent), &create.name, Some(dir), Some(attr), asked);
+        }
+        let attrs = [&result.attr, &result.parent, &result.new_parent, &result.victim];
+        for attr in attrs.into_iter().flatten() {
+            self.learn(attr, asked);
+        }
+        if let op::Op::Create(create) = op
+            && ok
+            && let Some(attr) = &result.attr
+        {
+            self.created(create, attr, asked);
+        }
+    }
+
+    fn created(&self, create: &pb::CreateOp, attr: &Attr, asked: Mono) {
+        let inode = self.table.get_or_new(InodeId(attr.inode));
+        let mut state = inode.lock();
+        match attr.kind() {
+            FileKind::Directory => state.dir().created(attr.change, self.until(asked)),
+            FileKind::Regular => {
+                let file = state.file();
+                file.extents = super::extents::ExtentMap::of_new_file(attr.change);
+                file.extents.commit(&create.extents);
+                file.pinned = create.pin;
+            }
+            _ => {}
+        }
+    }
+
+    fn names_changed(&self, op: &op::Op, result: &OpResult, asked: Mono) {
+        let target = result.attr.as_ref().map(|attr| InodeId(attr.inode));
+        let parent = result.parent.as_ref();
+        match op {
+            op::Op::Create(op) => self.own(parent, &[(&op.name, target)], asked),
+            op::Op::Link(op) => self.own(parent, &[(&op.name, target)], asked),
+            op::Op::Unlink(op) => self.own(parent, &[(&op.name, None)], asked),
+            op::Op::Rmdir(op) => self.own(parent, &[(&op.name, None)], asked),
+            op::Op::Rename(op) => self.renamed(op, result, target, asked),
+            _ => {}
+        }
+    }
+
+    fn renamed(
+        &self,
+        op: &pb::RenameOp,
+        result: &OpResult,
+        moved: Option<InodeId>,
+        asked: Mono,
+    ) {
+        let exchange = op.flags & libc::RENAME_EXCHANGE != 0;
+        let victim = result.victim.as_ref().map(|attr| InodeId(attr.inode));
+        let left = if exchange { victim } else { None };
+        let old: (&[u8], Option<InodeId>) = (&op.name, left);
+        let new: (&[u8], Option<InodeId>) = (&op.new_name, moved);
+        if moved.is_none() || (exchange && victim.is_none()) {
+            self.forget_dir(InodeId(op.parent));
+            self.forget_dir(InodeId(op.new_parent));
+        } else if op.parent == op.new_parent {
+            let both = if op.name == op.new_name { vec![new] } else { vec![old, new] };
+            self.own(result.parent.as_ref().or(result.new_parent.as_ref()), &both, asked);
+        } else {
+            self.own(result.parent.as_ref(), &[old], asked);
+            self.own(result.new_parent.as_ref(), &[new], asked);
+        }
+    }
+
+    fn own(&self, dir: Option<&Attr>, names: &[(&[u8], Option<InodeId>)], asked: Mono) {
+        let Some(attr) = dir else { return };
+        let inode = self.table.get_or_new(InodeId(attr.inode));
+        inode.lock().dir().own_all(names, attr.change, self.until(asked));
+        self.bound_names(inode.id, names.len());
+    }
+
+    /// Keeps the extent map true through this client's own commit, truncation or change of attributes, if
+    /// nobody else changed the file in between.
+    fn data_changed(&self, op: &op::Op, result: &OpResult) {
+        let Some(attr) = &result.attr else { return };
+        let Some(inode) = self.table.get(InodeId(attr.inode)) else { return };
+        let mut state = inode.lock();
+        if let op::Op::Pin(_) = op {
+            state.file().pinned = true;
+        }
+        let Some(file) = &mut state.file else { return };
+        if file.extents.change + 1 != attr.change {
+            return;
+        }
+        match op {
+            op::Op::Commit(commit) => file.extents.commit(&commit.extents),
+            op::Op::Setattr(set) => {
+                if let Some(size) = set.size {
+                    file.extents.truncate(size);
+                }
+            }
+            _ => {}
+        }
+        file.extents.change = attr.change;
+    }
+
+    /// Nobody knows whether an operation was executed: what it may have changed is asked for again.
+    pub fn unknown(&self, op: &op::Op) {
+        match op {
+            op::Op::Create(op) => self.forget_dir(InodeId(op.parent)),
+            op::Op::Link(op) => {
+                self.forget_dir(InodeId(op.parent));
+                self.forget(InodeId(op.inode));
+            }
+            op::Op::Unlink(op) => self.forget_name(InodeId(op.parent), &op.name),
+            op::Op::Rmdir(op) => self.forget_name(InodeId(op.parent), &op.name),
+            op::Op::Rename(op) => {
+                self.forget_name(InodeId(op.parent), &op.name);
+                self.forget_name(InodeId(op.new_parent), &op.new_name);
+            }
+            op::Op::Setattr(op) => self.forget(InodeId(op.inode)),
+            op::Op::Commit(op) => self.forget(InodeId(op.inode)),
+            _ => {}
+        }
+    }
+
+    fn forget_name(&self, parent: InodeId, name: &[u8]) {
+        if let Some(inode) = self.hint(parent, name) {
+            self.forget(inode.id);
+        }
+        self.forget_dir(parent);
+    }
+
+    fn forget_dir(&self, id: InodeId) {
+        if let Some(inode) = self.table.get(id) {
+            let mut state = inode.lock();
+            if let Some(dir) = &mut state.dir {
+                dir.clear();
+            }
+            state.attr_until = Mono(0);
+        }
+    }
+
+    /// The inode's attributes and extents are to be asked for again.
+    pub fn forget(&self, id: InodeId) {
+        if let Some(inode) = self.table.get(id) {
+            let mut state = inode.lock();
+            state.attr_until = Mono(0);
+            let change = state.attr.map_or(0, |attr| attr.change);
+            if let Some(file) = &mut state.file {
+                file.extents.reset(change);
+            }
+        }
+    }
+
+    // ---- write-back failures ----
+
+    /// The session ended: its dirty data may not be written by another (rule B1), so it is lost, and every
+    /// open file description hears of it.
+    pub fn session_lost(&self) {
+        for inode in self.table.all() {
+            let mut state = inode.lock();
+            let Some(file) = &mut state.file else { continue };
+            file.pinned = false;
+            if file.is_dirty() {
+                crate::mark!("dirty data lost with the session");
+                self.give_up(&mut state, Errno::EIO);
+            }
+            drop(state);
+            self.dirty.remove(&inode);
+            inode.changed.notify_waiters();
+        }
+    }
+
+    /// Drops what is dirty and records why, for whoever has the file open.
+    pub fn give_up(&self, state: &mut State, errno: Errno) {
+        let Some(file) = &mut state.file else { return };
+        self.failed(file, errno);
+        self.drop_dirty(state);
+    }
+
+    /// Drops what is dirty, whose loss is recorded; what nobody is left to be told of is counted and logged.
+    pub fn drop_dirty(&self, state: &mut State) {
+        let Some(file) = &mut state.file else { return };
+        let bytes = file.dirty_bytes();
+        file.dirty.take();
+        file.flights.clear();
+        file.dirty_since = None;
+        file.committed = file.written;
+        let nobody = file.opens == 0;
+        self.dirty.changed(bytes, 0);
+        if nobody && bytes > 0 {
+            self.dirty.lost.fetch_add(bytes as u64, Ordering::Relaxed);
+            tracing::error!(bytes, "written data lost, and nobody has the file open");
+        }
+    }
+
+    /// Records a failed write-back.
+    pub fn failed(&self, file: &mut super::inode::FileData, errno: Errno) {
+        file.failures += 1;
+        file.failure = Some(errno);
+        self.dirty.failed.fetch_add(1, Ordering::Relaxed);
+    }
+}
