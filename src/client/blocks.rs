@@ -71,9 +71,11 @@ impl BlockCache {
     /// The parts of `[off, off + len)` that are not here.
     pub fn missing(&self, chunk: ChunkId, off: u64, len: u64) -> Vec<(u64, u64)> {
         let end = off + len;
-        let first = self.stretches.range(..=(chunk, off)).next_back().map_or(off, |(key, _)| {
-            if key.0 == chunk { key.1 } else { off }
-        });
+        let first = self
+            .stretches
+            .range(..=(chunk, off))
+            .next_back()
+            .map_or(off, |(key, _)| if key.0 == chunk { key.1 } else { off });
         let mut gaps = Vec::new();
         let mut at = off;
         for (key, (data, _)) in self.stretches.range((chunk, first)..(chunk, end)) {

@@ -121,11 +121,6 @@ impl OpenChunk {
         first
     }
 
-    /// Whether it was given up.
-    pub fn is_failed(&self) -> bool {
-        self.state().failed
-    }
-
     /// Bytes were placed in it that a commit will name.
     pub fn begin_use(&self) {
         self.state().users += 1;

@@ -64,11 +64,6 @@ impl Dir {
         self.entries.get(name).copied().flatten()
     }
 
-    /// Entries held.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Forgets everything.
     pub fn clear(&mut self) {
         *self = Dir { misses: self.misses, missed_since: self.missed_since, ..Dir::default() };
@@ -93,13 +88,8 @@ impl Dir {
         self.entries.insert(Bytes::copy_from_slice(name), inode);
     }
 
-    /// An own operation made `name` point to `inode` (or nowhere) and left the counter at `change`.
-    pub fn own(&mut self, name: &[u8], inode: Option<InodeId>, change: u64, until: Mono) {
-        self.own_all(&[(name, inode)], change, until);
-    }
-
-    /// [`Dir::own`] for an operation on several names of this directory.
-    pub fn own_all(&mut self, names: &[(&[u8], Option<InodeId>)], change: u64, until: Mono) {
+    /// An own operation made these names point to these inodes (or nowhere) and left the counter at `change`.
+    pub fn own(&mut self, names: &[(&[u8], Option<InodeId>)], change: u64, until: Mono) {
         if change <= self.change {
             return;
         }
@@ -193,17 +183,21 @@ mod tests {
         dir.observe(5, at(1000));
         dir.page(0, [(&b"a"[..], InodeId(1))].into_iter(), 9, true);
         assert_eq!(dir.get(b"zzz", at(1)), Known::Absent);
-        dir.own(b"b", Some(InodeId(2)), 6, at(1000));
-        dir.own(b"a", None, 7, at(1000));
+        dir.own(&[(b"b", Some(InodeId(2)))], 6, at(1000));
+        dir.own(&[(b"a", None)], 7, at(1000));
         assert_eq!(dir.get(b"b", at(1)), Known::Is(InodeId(2)));
         assert_eq!(dir.get(b"a", at(1)), Known::Absent);
         assert_eq!(dir.get(b"zzz", at(1)), Known::Absent, "still complete");
-        dir.own(b"c", Some(InodeId(3)), 9, at(1000));
+        dir.own(&[(b"c", Some(InodeId(3)))], 9, at(1000));
         assert_eq!(dir.get(b"b", at(1)), Known::No, "somebody else was in between");
         assert_eq!(dir.get(b"c", at(1)), Known::Is(InodeId(3)));
         assert_eq!(dir.get(b"zzz", at(1)), Known::No);
-        dir.own(b"c", None, 9, at(1000));
-        assert_eq!(dir.get(b"c", at(1)), Known::Is(InodeId(3)), "the entries are newer than the reply");
+        dir.own(&[(b"c", None)], 9, at(1000));
+        assert_eq!(
+            dir.get(b"c", at(1)),
+            Known::Is(InodeId(3)),
+            "the entries are newer than the reply"
+        );
     }
 
     #[test]

@@ -126,18 +126,18 @@ impl Fetcher {
         }
     }
 
+    /// Forgets all cached bytes.
+    pub fn drop_cache(&self) {
+        *locked(&self.blocks) = BlockCache::new(self.limits.data_cache_bytes);
+    }
+
     /// Bytes from the cache, if all are there.
     pub fn cached(&self, chunk: ChunkId, off: u64, len: u64) -> Option<Vec<Bytes>> {
         locked(&self.blocks).get(chunk, off, len)
     }
 
     /// The bytes `[off, off + len)` of a chunk.
-    pub async fn get(
-        &self,
-        chunk: ChunkId,
-        off: u64,
-        len: u64,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    pub async fn get(&self, chunk: ChunkId, off: u64, len: u64) -> Result<Vec<Bytes>, ReadError> {
         if let Some(found) = self.cached(chunk, off, len) {
             return Ok(found);
         }
@@ -184,7 +184,12 @@ impl Fetcher {
     }
 
     /// Claims a range; if somebody has claimed part of it, something to wait for instead.
-    fn claim(&self, chunk: ChunkId, low: u64, high: u64) -> Option<impl Future<Output = ()> + use<>> {
+    fn claim(
+        &self,
+        chunk: ChunkId,
+        low: u64,
+        high: u64,
+    ) -> Option<impl Future<Output = ()> + use<>> {
         let mut under_way = locked(&self.under_way);
         let before = under_way.range(..(chunk, high)).next_back();
         if let Some((key, other)) = before
@@ -241,12 +246,7 @@ impl Fetcher {
         }
     }
 
-    async fn info(
-        &self,
-        chunk: ChunkId,
-        fresh: bool,
-        until: Mono,
-    ) -> Result<Arc<Info>, ReadError> {
+    async fn info(&self, chunk: ChunkId, fresh: bool, until: Mono) -> Result<Arc<Info>, ReadError> {
         let known = locked(&self.chunks).get(&chunk).cloned();
         if let Some(info) = known
             && !fresh
@@ -270,13 +270,7 @@ impl Fetcher {
     }
 
     /// Blocks of a chunk of copies, from the first replica that gives them.
-    async fn copy(
-        &self,
-        chunk: ChunkId,
-        info: &Info,
-        off: u64,
-        len: u64,
-    ) -> Result<Bytes, Bad> {
+    async fn copy(&self, chunk: ChunkId, info: &Info, off: u64, len: u64) -> Result<Bytes, Bad> {
         let mut worst = Bad::Gone;
         for home in self.order(chunk, info) {
             match self.read(chunk, info.layout, home, off, len).await {

@@ -9,7 +9,6 @@ use super::Client;
 use super::inode::{FileData, Flight, Inode, State};
 use super::pieces::{Run, runs};
 use super::plan::{Rope, partial_layout};
-use super::session::Lost;
 use super::writers::Placed;
 use crate::erasure::Layout;
 use crate::errno::Errno;
@@ -91,7 +90,9 @@ impl Client {
             self.turn(inode, flight).await?;
             match self.commit(inode, inline_extents(&flight.pieces), Vec::new()).await {
                 // The masters know of more inline bytes than this client: into a chunk then.
-                Err(Errno::EFBIG) => crate::mark!("inline flush refused"),
+                Err(Errno::EFBIG) => {
+                    crate::mark!("inline flush refused");
+                }
                 other => return other,
             }
         }
@@ -196,9 +197,9 @@ impl Client {
             let entry = chunks.entry(part.chunk.id).or_insert((part.chunk.clone(), end));
             entry.1 = entry.1.max(end);
         }
-        let syncs = chunks.values().map(|(chunk, end)| async move {
-            (chunk.id, self.writers.sync(chunk, *end).await)
-        });
+        let syncs = chunks
+            .values()
+            .map(|(chunk, end)| async move { (chunk.id, self.writers.sync(chunk, *end).await) });
         let synced: BTreeMap<_, _> = join_all(syncs).await.into_iter().collect();
         placed.into_iter().partition(|part| synced.get(&part.chunk.id) == Some(&true))
     }
@@ -273,18 +274,20 @@ impl Client {
         epochs: Vec<ChunkEpoch>,
     ) -> Result<(), Errno> {
         let size_at_least = extents.last().map_or(0, |extent| extent.file_off + extent.len);
+        let kill_priv = std::mem::take(&mut inode.lock().file().kill_priv);
         let commit = CommitOp {
             inode: inode.id.get(),
             extents,
             epochs,
             size_at_least,
-            kill_priv: false,
+            kill_priv,
             mtime_ns: None,
         };
-        match self.session.execute(op::Op::Commit(commit)).await {
-            Ok(result) => Errno::check(result.errno),
-            Err(Lost::Expired | Lost::TimedOut | Lost::Closed) => Err(Errno::EIO),
+        let outcome = self.session.run(op::Op::Commit(commit)).await;
+        if kill_priv && outcome.is_err() {
+            inode.lock().file().kill_priv = true;
         }
+        outcome.map(|_| ())
     }
 
     // ---- landing ----
@@ -472,10 +475,7 @@ fn put_under(
 }
 
 /// Whole stripes, and what is left: what goes to the k+m chunk, and what to plain copies.
-fn split_stripes(
-    runs: Vec<Run>,
-    layout: Layout,
-) -> (Vec<(u64, Rope)>, Vec<(u64, Rope)>) {
+fn split_stripes(runs: Vec<Run>, layout: Layout) -> (Vec<(u64, Rope)>, Vec<(u64, Rope)>) {
     let (mut whole, mut rest) = (Vec::new(), Vec::new());
     for run in runs {
         let mut rope: Rope = run.parts.into_iter().collect();

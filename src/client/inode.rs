@@ -5,7 +5,7 @@ use super::extents::ExtentMap;
 use super::pieces::PieceMap;
 use crate::errno::Errno;
 use crate::ids::InodeId;
-use crate::pb::{Attr, FileKind};
+use crate::pb::Attr;
 use crate::seam::Mono;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -69,6 +69,8 @@ pub struct FileData {
     pub opened_at: Mono,
     /// The masters keep the inode for this session even without a name.
     pub pinned: bool,
+    /// The next commit clears setuid and setgid.
+    pub kill_priv: bool,
 }
 
 impl FileData {
@@ -162,11 +164,6 @@ impl State {
         self.view().map_or(0, |attr| attr.size)
     }
 
-    /// Whether it is a regular file.
-    pub fn is_file(&self) -> bool {
-        self.attr.is_some_and(|attr| attr.kind() == FileKind::Regular)
-    }
-
     fn is_busy(&self) -> bool {
         self.file.as_ref().is_some_and(|f| f.opens > 0 || f.pinned || f.is_dirty())
     }
@@ -185,12 +182,7 @@ pub struct Inode {
 
 impl Inode {
     fn new(id: InodeId) -> Inode {
-        Inode {
-            id,
-            state: Mutex::default(),
-            changed: Notify::new(),
-            used: AtomicBool::new(true),
-        }
+        Inode { id, state: Mutex::default(), changed: Notify::new(), used: AtomicBool::new(true) }
     }
 
     /// Its state; held for a moment only, never while waiting.

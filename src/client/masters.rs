@@ -68,7 +68,9 @@ pub fn classify(error: &CallError) -> Next {
             RefusalCode::NotLeader if refusal.message.is_empty() => Next::Turn,
             RefusalCode::NotLeader => Next::Ask(refusal.message.clone()),
             RefusalCode::Busy | RefusalCode::NotDurable | RefusalCode::NoSpace => Next::Again,
-            RefusalCode::BadRequest | RefusalCode::WrongCluster | RefusalCode::WrongVersion => Next::Stop,
+            RefusalCode::BadRequest | RefusalCode::WrongCluster | RefusalCode::WrongVersion => {
+                Next::Stop
+            }
             _ => Next::Turn,
         },
     }
@@ -162,7 +164,8 @@ impl Masters {
         }
     }
 
-    fn target(&self) -> String {
+    /// The master that is asked next.
+    pub fn target(&self) -> String {
         let targets = self.targets();
         let turn = &targets.known[targets.turn % targets.known.len()];
         targets.leader.as_ref().unwrap_or(turn).clone()

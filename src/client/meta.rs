@@ -223,13 +223,7 @@ impl Meta {
         }
     }
 
-    fn renamed(
-        &self,
-        op: &pb::RenameOp,
-        result: &OpResult,
-        moved: Option<InodeId>,
-        asked: Mono,
-    ) {
+    fn renamed(&self, op: &pb::RenameOp, result: &OpResult, moved: Option<InodeId>, asked: Mono) {
         let exchange = op.flags & libc::RENAME_EXCHANGE != 0;
         let victim = result.victim.as_ref().map(|attr| InodeId(attr.inode));
         let left = if exchange { victim } else { None };
@@ -250,7 +244,7 @@ impl Meta {
     fn own(&self, dir: Option<&Attr>, names: &[(&[u8], Option<InodeId>)], asked: Mono) {
         let Some(attr) = dir else { return };
         let inode = self.table.get_or_new(InodeId(attr.inode));
-        inode.lock().dir().own_all(names, attr.change, self.until(asked));
+        inode.lock().dir().own(names, attr.change, self.until(asked));
         self.bound_names(inode.id, names.len());
     }
 
@@ -324,6 +318,21 @@ impl Meta {
             let change = state.attr.map_or(0, |attr| attr.change);
             if let Some(file) = &mut state.file {
                 file.extents.reset(change);
+            }
+        }
+    }
+
+    /// Forgets everything that is clean.
+    pub fn drop_clean(&self) {
+        for inode in self.table.all() {
+            let mut state = inode.lock();
+            state.attr_until = Mono(0);
+            let change = state.attr.map_or(0, |attr| attr.change);
+            if let Some(file) = &mut state.file {
+                file.extents.reset(change);
+            }
+            if let Some(dir) = &mut state.dir {
+                dir.clear();
             }
         }
     }

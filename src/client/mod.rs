@@ -28,7 +28,7 @@ mod writers;
 pub use types::*;
 
 use crate::errno::Errno;
-use crate::ids::InodeId;
+use crate::ids::{InodeId, Uuid};
 use crate::limits::Limits;
 use crate::seam;
 use crate::wire::{Identity, Pool, Role};
@@ -62,6 +62,7 @@ pub struct Client {
     handles: Handles,
     classes: Classes,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    cluster: Uuid,
 }
 
 impl Client {
@@ -92,6 +93,8 @@ impl Client {
         let session = Session::open(masters.clone(), meta.clone(), config.host.clone(), until);
         let session = session.await.map_err(unreachable)?;
         let queries = Queries::new(masters.clone());
+        let peer = pool.identify(&masters.target(), limits.connect_deadline).await;
+        let known = peer.ok().and_then(|peer| peer.identity.cluster).or(config.cluster);
         let client = Arc::new_cyclic(|me| Client {
             me: me.clone(),
             runtime: tokio::runtime::Handle::current(),
@@ -106,6 +109,7 @@ impl Client {
             handles: Handles::default(),
             classes: Classes::default(),
             tasks: Mutex::default(),
+            cluster: known.unwrap_or(Uuid([0; 16])),
         });
         client.start();
         let ready = client.classes.refresh(&client.queries).await;
@@ -138,8 +142,7 @@ impl Client {
     fn stop(&self) {
         self.session.close();
         self.masters.close();
-        let tasks =
-            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.pool.close();
     }
@@ -147,6 +150,17 @@ impl Client {
     /// fsync(2) of a directory: every operation made before is committed.
     pub async fn fsync_dir(&self, _ino: InodeId) -> Result<(), Errno> {
         self.session.barrier().await
+    }
+
+    /// The cluster that this client is connected to.
+    pub fn cluster(&self) -> Uuid {
+        self.cluster
+    }
+
+    /// Forgets everything clean: attributes, entries, extents, data. For measurements with cold caches.
+    pub fn drop_caches(&self) {
+        self.meta.drop_clean();
+        self.fetcher.drop_cache();
     }
 
     /// Counters since the start.
@@ -200,4 +214,3 @@ async fn housekeeping(client: Weak<Client>, interval: Duration) {
         client.session.kick();
     }
 }
-

@@ -420,7 +420,9 @@ impl Client {
                 let mut state = inode.lock();
                 let file = state.file();
                 let due = file.opens > 0 && now.since(file.opened_at) >= PIN_AFTER;
-                due && !std::mem::replace(&mut file.pinned, file.pinned || due)
+                let wanted = due && !file.pinned;
+                file.pinned |= due;
+                wanted
             };
             if wanted {
                 self.session.submit_lazy(Op::Pin(pb::PinOp { inode: inode.id.get() }));

@@ -210,8 +210,12 @@ impl PieceMap {
     fn carve(&mut self, off: u64, len: u64) {
         let end = off.saturating_add(len);
         let first = self.pieces.range(..=off).next_back().map_or(off, |(at, _)| *at);
-        let hit: Vec<u64> =
-            self.pieces.range((Excluded(first), Unbounded)).map(|(at, _)| *at).take_while(|at| *at < end).collect();
+        let hit: Vec<u64> = self
+            .pieces
+            .range((Excluded(first), Unbounded))
+            .map(|(at, _)| *at)
+            .take_while(|at| *at < end)
+            .collect();
         for at in std::iter::once(first).chain(hit) {
             let Some(data) = self.pieces.get(&at) else { continue };
             let piece_end = at + data.len() as u64;
@@ -316,7 +320,10 @@ mod tests {
             }
             check(&mut map, &model);
             let taken = map.take();
-            assert_eq!(taken.values().map(Bytes::len).sum::<usize>(), model.iter().flatten().count());
+            assert_eq!(
+                taken.values().map(Bytes::len).sum::<usize>(),
+                model.iter().flatten().count()
+            );
             assert!(map.is_empty());
         }
     }
@@ -360,6 +367,9 @@ mod tests {
         map.insert(20, vec![2; COPY_BELOW].into());
         map.write(5, &[3; 2]);
         let runs = runs(&map.take());
-        assert_eq!(runs.iter().map(|r| (r.off, r.len)).collect::<Vec<_>>(), [(5, 2), (10, 10 + COPY_BELOW as u64)]);
+        assert_eq!(
+            runs.iter().map(|r| (r.off, r.len)).collect::<Vec<_>>(),
+            [(5, 2), (10, 10 + COPY_BELOW as u64)]
+        );
     }
 }

@@ -158,7 +158,9 @@ impl Packer {
         let mut gathered = BytesMut::new();
         while !self.rope.is_empty() {
             let whole = self.rope.front_len() / BLOCK_BYTES * BLOCK_BYTES;
-            if whole >= GATHER_BELOW || (whole > 0 && gathered.is_empty() && self.rope.parts.len() == 1) {
+            if whole >= GATHER_BELOW
+                || (whole > 0 && gathered.is_empty() && self.rope.parts.len() == 1)
+            {
                 flush(&mut gathered, &mut out.payload);
                 out.payload.push(self.rope.take(whole));
                 continue;
@@ -260,7 +262,10 @@ mod tests {
         for run in runs {
             let mut left = run.clone();
             while let Some((off, len)) = packer.pack(&mut left) {
-                placed.push((flat(run)[(run.len() - left.len() - len) as usize..][..len as usize].to_vec(), off));
+                placed.push((
+                    flat(run)[(run.len() - left.len() - len) as usize..][..len as usize].to_vec(),
+                    off,
+                ));
             }
         }
         assert!(packer.len() <= limit);
@@ -270,7 +275,9 @@ mod tests {
         for (data, off) in placed {
             let at = (off - start) as usize;
             assert_eq!(bytes[at..at + data.len()], data);
-            assert!(data.len() < BLOCK_BYTES || off.is_multiple_of(BLOCK) || data.len() as u64 == limit);
+            assert!(
+                data.len() < BLOCK_BYTES || off.is_multiple_of(BLOCK) || data.len() as u64 == limit
+            );
         }
         let want: Vec<u32> = (start as u32 / 4096..)
             .zip(bytes.chunks(BLOCK_BYTES))
@@ -336,7 +343,9 @@ mod tests {
         let mut logical = Vec::new();
         for stripe in 0..2 {
             for shard in &lost[..4] {
-                logical.extend_from_slice(&shard.as_ref().unwrap()[stripe * CELL_BYTES..][..CELL_BYTES]);
+                logical.extend_from_slice(
+                    &shard.as_ref().unwrap()[stripe * CELL_BYTES..][..CELL_BYTES],
+                );
             }
         }
         assert_eq!(logical, all);

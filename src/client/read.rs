@@ -319,7 +319,8 @@ mod tests {
         let mut state = State::default();
         let attr = pb::Attr { inode: 9, change: 1, size, ..Default::default() };
         state.learn(&attr, Mono(1));
-        let chunk = pb::extent::Source::Chunk(pb::ChunkRange { chunk: 4, off: 1000, commit_index: 0 });
+        let chunk =
+            pb::extent::Source::Chunk(pb::ChunkRange { chunk: 4, off: 1000, commit_index: 0 });
         let extent = pb::Extent { file_off: 0, len: 50, source: Some(chunk) };
         assert!(state.file().extents.load(1, 0, 80, &[extent]));
         state
@@ -359,9 +360,9 @@ mod tests {
         let mut state = file(60);
         state.file().extents.load(1, 60, u64::MAX, &[]);
         state.file().dirty.write(90, b"xyz");
-        assert_eq!(plan(&mut state, 55, 100), [
-            Part::Zeros(35),
-            Part::Here(Bytes::from_static(b"xyz")),
-        ]);
+        assert_eq!(
+            plan(&mut state, 55, 100),
+            [Part::Zeros(35), Part::Here(Bytes::from_static(b"xyz")),]
+        );
     }
 }

@@ -361,9 +361,9 @@ impl Session {
             }
             crate::mark!("client session expired");
             state.ended = true;
-            let (bound, rest) =
+            let (bound, rest): (Vec<_>, Vec<_>) =
                 state.queue.drain(..).partition(|entry| belongs_to_session(&entry.op));
-            state.queue = rest;
+            state.queue = rest.into();
             bound
         };
         self.meta.session_lost();
@@ -410,10 +410,8 @@ impl Session {
 
 impl State {
     fn begin(&mut self, opened: &pb::OpenSessionReply) {
-        self.current = Current {
-            id: SessionId(opened.session),
-            generation: self.current.generation + 1,
-        };
+        self.current =
+            Current { id: SessionId(opened.session), generation: self.current.generation + 1 };
         self.ended = false;
         self.next_seq = 1;
         self.range = opened.inode_count.max(1);

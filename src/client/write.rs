@@ -131,6 +131,14 @@ impl Client {
         Ok(len)
     }
 
+    /// A caller who may not keep setuid and setgid bits writes through this handle: the next commit of the
+    /// inode clears them. Does not wait.
+    pub fn kill_priv(&self, handle: Handle) {
+        if let Ok(open) = self.handles.get(handle) {
+            open.inode.lock().file().kill_priv = true;
+        }
+    }
+
     /// close(2): what was written through any descriptor of the inode is committed when this returns.
     pub async fn flush(&self, handle: Handle) -> Result<(), Errno> {
         let open = self.handles.get(handle)?;

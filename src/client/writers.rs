@@ -166,11 +166,13 @@ impl Writers {
             return Ok(Vec::new());
         }
         let (done, outcome) = oneshot::channel();
-        let state =
-            JobState { untaken: total, left: total, placed: Vec::new(), done: Some(done) };
+        let state = JobState { untaken: total, left: total, placed: Vec::new(), done: Some(done) };
         let job = Arc::new(Job { sync, since: seam::now(), state: Mutex::new(state) });
         let key = Key { class, layout };
-        self.queue(key, runs.into_iter().map(|(off, rope)| Segment { job: job.clone(), off, rope }));
+        self.queue(
+            key,
+            runs.into_iter().map(|(off, rope)| Segment { job: job.clone(), off, rope }),
+        );
         outcome.await.unwrap_or(Err(Errno::EIO))
     }
 
@@ -381,10 +383,7 @@ impl Writers {
         for (server, why) in bad {
             tracing::warn!(chunk = %chunk.id, %server, %why, "a chunkserver failed under a write");
             let until = seam::now() + self.limits.server_suspect * 3;
-            self.avoid
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(*server, until);
+            self.avoid.lock().unwrap_or_else(PoisonError::into_inner).insert(*server, until);
         }
         if !first {
             return;
