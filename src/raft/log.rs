@@ -120,17 +120,17 @@ impl State {
     }
 
     /// Entries in `[from, to)`, openraft's indexes, from memory where possible; stops after `bytes_max`.
-    fn read(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, StorageError<u64>> {
+    fn read(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, String> {
         let recent_from = self.recent.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
         let mut out = Vec::new();
         let mut bytes = 0;
         if from < recent_from {
             mark!("raft: log entries read from disk");
             let (from, to) = (LogIndex(from + 1), LogIndex(to.min(recent_from).saturating_add(1)));
-            for entry in self.wal.read(from, to, bytes_max).map_err(read_error)? {
+            for entry in self.wal.read(from, to, bytes_max).map_err(|e| e.to_string())? {
                 bytes += entry.payload.len();
                 let log_id = id_from_wal(entry.id);
-                out.push(entry_from_bytes(log_id, entry.payload).map_err(read_error)?);
+                out.push(entry_from_bytes(log_id, entry.payload)?);
             }
         }
         let mut next = out.last().map_or(from, |entry| entry.log_id.index + 1);
@@ -174,7 +174,7 @@ impl RaftLogReader<Types> for Log {
         let (from, to) = bounds(&range);
         let entries = self.state().read(from, to, usize::MAX);
         seam::settle().await;
-        entries
+        entries.map_err(read_error)
     }
 
     async fn limited_get_log_entries(
@@ -184,7 +184,7 @@ impl RaftLogReader<Types> for Log {
     ) -> Result<Vec<Entry>, StorageError<u64>> {
         let entries = self.state().read(start, end, REPLICATE_BYTES_MAX);
         seam::settle().await;
-        entries
+        entries.map_err(read_error)
     }
 }
 

@@ -147,7 +147,7 @@ impl<M: Machine> Shared<M> {
         }
     }
 
-    fn apply(&self, entries: Vec<Entry>) -> Result<Vec<Vec<pb::Outcome>>, StorageError<u64>> {
+    fn apply(&self, entries: Vec<Entry>) -> Result<Vec<Vec<pb::Outcome>>, (LogId, TableError)> {
         let mut inner = self.lock();
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
@@ -160,7 +160,7 @@ impl<M: Machine> Shared<M> {
                     outcomes = inner
                         .machine
                         .apply(term, index, &command.command)
-                        .map_err(|e| StorageIOError::apply(entry.log_id, AnyError::error(e)))?;
+                        .map_err(|error| (entry.log_id, error))?;
                     self.operations.fetch_add(operations(&command.command), Ordering::Relaxed);
                 }
                 EntryPayload::Membership(membership) => {
@@ -320,7 +320,7 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
             self.shared.apply(entries)
         };
         seam::settle().await;
-        results
+        results.map_err(|(at, error)| StorageIOError::apply(at, AnyError::new(&error)).into())
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<M> {

@@ -239,14 +239,13 @@ fn entries(
     payload: &Bytes,
 ) -> Result<Vec<Entry>, String> {
     let mut at = 0;
-    let mut next = prev.map_or(0, |id| id.index + 1);
+    let first = prev.map_or(0, |id| id.index + 1);
     let mut out = Vec::new();
-    for head in &request.heads {
+    for (next, head) in (first..).zip(&request.heads) {
         let id = opt_id_from_pb(&head.log_id)?.ok_or("an entry without log id")?;
         if id.index != next {
             return Err(format!("entry {} where {} is due", id.index + 1, next + 1));
         }
-        next += 1;
         let end = at + head.len as usize;
         if end > payload.len() {
             return Err("entries beyond the payload".to_owned());

@@ -105,10 +105,9 @@ impl TestDisk {
     pub fn flip(&self, path: &str, at: usize) {
         let mut state = self.0.lock().unwrap();
         let inode = state.names[path];
-        for bytes in [&mut state.inodes[inode]] {
-            bytes.written[at] ^= 0x40;
-            bytes.durable[at] ^= 0x40;
-        }
+        let inode = &mut state.inodes[inode];
+        inode.written[at] ^= 0x40;
+        inode.durable[at] ^= 0x40;
     }
 }
 
