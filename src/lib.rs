@@ -29,11 +29,11 @@ pub mod placement;
 pub mod tables;
 
 pub mod wal;
-
-pub mod raft;
 pub mod wire;
 
+pub mod raft;
 pub mod store;
 
 pub mod chunkserver;
 pub mod client;
+pub mod master;

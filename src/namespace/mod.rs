@@ -27,6 +27,7 @@ mod xattrs;
 
 pub use check::{Violation, check};
 pub use query::{chunk_info, cluster, query};
+pub use state::apply_limits;
 
 use crate::errno::Errno;
 use crate::ids::{LogIndex, Term};

@@ -103,7 +103,8 @@ pub(super) fn vet_name(name: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(super) fn apply_limits(limits: &Limits) -> ApplyLimits {
+/// The bounds that `apply` obeys, as a new cluster writes them down.
+pub fn apply_limits(limits: &Limits) -> ApplyLimits {
     ApplyLimits {
         batch_ops_max: u32::try_from(limits.batch_ops_max).unwrap_or(u32::MAX),
         replies_kept: limits.replies_kept as u64,

@@ -1,0 +1,124 @@
+//! Gives space back: purges the rows of deleted files in bounded steps, deletes chunks that nothing refers
+//! to, and replicas that a committed command took out of service. A replica is deleted only by its id and
+//! only by a leader that has applied an entry of its own term (rule A2).
+
+use super::Shared;
+use super::repair::{self, enter, leave};
+use super::rpc::refusal;
+use crate::ids::{ChunkId, Generation, ServerId};
+use crate::namespace::tables::{Chunks, Deletable, Deleting, Doomed, Orphans};
+use crate::pb;
+use crate::seam;
+use crate::tables::{Read, TableError};
+use crate::wire::{CallError, Refusal, RefusalCode, calls};
+use std::sync::Arc;
+
+/// Files purged and chunks deleted in one round.
+const STEP: usize = 64;
+
+/// One round.
+pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let fatal = |error: TableError| shared.broken(&error);
+    let view = shared.raft.view();
+    let mut proposals = Vec::new();
+    for row in view.range::<Orphans>(&Default::default(), None).take(STEP) {
+        let (inode, _) = row.map_err(fatal)?;
+        let max_extents = shared.limits.purge_extents;
+        proposals.push(pb::proposal::Kind::PurgeInode(pb::PurgeInodeCmd {
+            inode: inode.get(),
+            max_extents,
+        }));
+    }
+    for row in view.range::<Deletable>(&ChunkId(0), None).take(STEP) {
+        let (chunk, _) = row.map_err(fatal)?;
+        proposals.push(pb::proposal::Kind::DeleteChunk(pb::DeleteChunkCmd { chunk: chunk.get() }));
+    }
+    for kind in proposals {
+        shared.raft.propose(pb::Proposal { kind: Some(kind) }).await.map_err(refusal)?;
+    }
+    for chunk in deleting(shared).map_err(fatal)? {
+        delete(shared, chunk);
+    }
+    for chunk in doomed(shared).map_err(fatal)? {
+        delete(shared, chunk);
+    }
+    Ok(())
+}
+
+/// Replicas that a committed command took out of their chunks, as if each were a chunk of its own; goes on
+/// where it stopped.
+fn doomed(shared: &Shared) -> Result<Vec<pb::Chunk>, TableError> {
+    let view = shared.raft.view();
+    let from = std::mem::take(&mut shared.soft().cursors.doomed);
+    let mut found = Vec::new();
+    for row in view.range::<Doomed>(&from, None).take(STEP) {
+        let ((server, id, generation), row) = row?;
+        shared.soft().cursors.doomed = (server, id, Generation(generation.get() + 1));
+        let layout = view.get::<Chunks>(&id)?.and_then(|chunk| chunk.layout);
+        found.push(pb::Chunk {
+            id: id.get(),
+            layout,
+            replicas: row.replica.into_iter().collect(),
+            ..Default::default()
+        });
+    }
+    Ok(found)
+}
+
+/// Chunks whose deletion is committed and not yet confirmed by every server; goes on where it stopped.
+fn deleting(shared: &Shared) -> Result<Vec<pb::Chunk>, TableError> {
+    let view = shared.raft.view();
+    let from = ChunkId(shared.soft().cursors.deleting);
+    let mut next = 0;
+    let mut chunks = Vec::new();
+    for row in view.range::<Deleting>(&from, None).take(STEP) {
+        let (id, _) = row?;
+        next = id.get() + 1;
+        chunks.extend(view.get::<Chunks>(&id)?);
+    }
+    shared.soft().cursors.deleting = next;
+    Ok(chunks)
+}
+
+/// Has every reachable server delete its replica, then commits which are gone.
+fn delete(shared: &Arc<Shared>, chunk: pb::Chunk) {
+    if !enter(shared, chunk.id) {
+        return;
+    }
+    let shared = shared.clone();
+    seam::spawn(async move {
+        let mut gone = Vec::new();
+        for replica in &chunk.replicas {
+            if delete_one(&shared, &chunk, replica).await {
+                gone.push(*replica);
+            }
+        }
+        if !gone.is_empty() {
+            let command = pb::ForgetReplicasCmd { chunk: chunk.id, gone };
+            let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::ForgetReplicas(command)) };
+            if let Err(error) = shared.raft.propose(proposal).await {
+                tracing::debug!(chunk = chunk.id, %error, "deleted replicas not recorded yet");
+            }
+            crate::mark!("chunk deleted");
+        }
+        leave(&shared, chunk.id);
+    });
+}
+
+async fn delete_one(shared: &Shared, chunk: &pb::Chunk, replica: &pb::Replica) -> bool {
+    let server = ServerId(replica.server);
+    if !shared.soft().alive(server, &shared.limits) || !shared.raft.is_leader_ready() {
+        return false;
+    }
+    let Some(address) = repair::address(shared, server) else { return false };
+    let request = pb::DeleteRequest {
+        replica: Some(repair::replica_id(chunk, replica)),
+        term: shared.raft.term().get(),
+    };
+    let deadline = shared.limits.chunk_write_deadline;
+    match shared.pool.call::<calls::Delete>(&address, &request, vec![], deadline).await {
+        Ok(_) => true,
+        Err(CallError::Refused(refusal)) => refusal.code == RefusalCode::NoSuchReplica,
+        Err(_) => false,
+    }
+}

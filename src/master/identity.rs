@@ -1,0 +1,223 @@
+//! Who this data directory is: the superblock, its lock, and admission to a group.
+
+use super::MasterConfig;
+use crate::codec;
+use crate::erasure::Layout;
+use crate::ids::Uuid;
+use crate::limits::Limits;
+use crate::pb;
+use crate::raft;
+use crate::seam::{self, Disk, DiskLock};
+use crate::wire::{CallError, Pool, RefusalCode, calls};
+use std::sync::Arc;
+use std::time::Duration;
+
+const SUPERBLOCK: &str = "superblock";
+const LOCK: &str = "LOCK";
+/// Node id of a cluster's first master; the log numbers the others.
+const FOUNDER: u64 = 1;
+/// How long a new master asks to be admitted before it gives up.
+const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why a data directory is refused; one line that names it and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Nothing there, and no masters to join.
+    #[error("{dir} is not a master's data directory: run `mooseng init` on it for a new cluster, or start with --join to enter one")]
+    Missing {
+        /// The directory.
+        dir: String,
+    },
+    /// Something is there already.
+    #[error("{dir} is not empty ({found}): choose an empty directory")]
+    NotEmpty {
+        /// The directory.
+        dir: String,
+        /// One name in it.
+        found: String,
+    },
+    /// The superblock can not be read.
+    #[error("{dir}/superblock is damaged ({what}): start this master anew in an empty directory with --join; a single master is restored from its backup")]
+    Corrupt {
+        /// The directory.
+        dir: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// It belongs to another cluster.
+    #[error("{dir} belongs to cluster {found}, this is configured for {wanted}: check [node] data_dir and [cluster] id")]
+    WrongCluster {
+        /// The directory.
+        dir: String,
+        /// Whose it is.
+        found: Uuid,
+        /// Whose it should be.
+        wanted: Uuid,
+    },
+    /// A live process uses it.
+    #[error("{dir} is in use by another running process: stop that one first")]
+    InUse {
+        /// The directory.
+        dir: String,
+    },
+    /// No master admitted this one in time.
+    #[error("no master of {asked:?} admitted this one: {last}; check the addresses and that they have a leader")]
+    NotAdmitted {
+        /// The masters asked.
+        asked: Vec<String>,
+        /// The last answer.
+        last: String,
+    },
+    /// The log can not be made.
+    #[error("{dir}: {what}")]
+    Log {
+        /// The directory.
+        dir: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("{dir}: {error}")]
+    Disk {
+        /// The directory.
+        dir: String,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+}
+
+/// Makes `disk` the data directory of the first master of a new cluster.
+///
+/// `layout` is the cluster's default storage class.
+pub fn format(
+    disk: &Arc<dyn Disk>,
+    cluster: Uuid,
+    layout: Layout,
+    limits: &Limits,
+) -> Result<(), IdentityError> {
+    let failed = |error| IdentityError::Disk { dir: disk.describe(), error };
+    let _lock = lock(disk)?;
+    if let Some(found) = disk.list("").map_err(failed)?.into_iter().find(|n| n != LOCK) {
+        return Err(IdentityError::NotEmpty { dir: disk.describe(), found });
+    }
+    let member = pb::MasterSuperblock {
+        cluster: cluster.0.to_vec().into(),
+        node: FOUNDER,
+        incarnation: seam::rng::random_uuid().0.to_vec().into(),
+        founder: true,
+        default_layout: Some(layout.into()),
+        ..Default::default()
+    };
+    prepare(disk, limits)?;
+    store(disk, &member)
+}
+
+/// Makes the empty log before the node's number is written down, so that a log that is missing later is
+/// known to be lost (rule B4).
+fn prepare(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<(), IdentityError> {
+    raft::prepare(disk, limits)
+        .map_err(|error| IdentityError::Log { dir: disk.describe(), what: error.to_string() })
+}
+
+/// Takes the directory for this process.
+pub(super) fn lock(disk: &Arc<dyn Disk>) -> Result<Box<dyn DiskLock>, IdentityError> {
+    disk.lock(LOCK).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => IdentityError::InUse { dir: disk.describe() },
+        _ => IdentityError::Disk { dir: disk.describe(), error },
+    })
+}
+
+/// Reads the superblock; an empty directory becomes a candidate if there are masters to join.
+pub(super) fn load(
+    disk: &Arc<dyn Disk>,
+    config: &MasterConfig,
+) -> Result<pb::MasterSuperblock, IdentityError> {
+    let dir = disk.describe();
+    let found: Option<pb::MasterSuperblock> =
+        codec::read_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK)
+            .map_err(|error| IdentityError::Corrupt { dir: dir.clone(), what: error.to_string() })?;
+    let Some(member) = found else {
+        let names = disk.list("").map_err(|error| IdentityError::Disk { dir: dir.clone(), error })?;
+        if let Some(found) = names.into_iter().find(|n| n != LOCK) {
+            return Err(IdentityError::NotEmpty { dir, found });
+        }
+        if config.join.is_empty() {
+            return Err(IdentityError::Missing { dir });
+        }
+        let member = pb::MasterSuperblock {
+            incarnation: seam::rng::random_uuid().0.to_vec().into(),
+            ..Default::default()
+        };
+        store(disk, &member)?;
+        return Ok(member);
+    };
+    if let (Some(wanted), Some(found)) = (config.cluster, Uuid::from_bytes(&member.cluster))
+        && wanted != found
+    {
+        return Err(IdentityError::WrongCluster { dir, found, wanted });
+    }
+    if member.node == 0 && config.join.is_empty() {
+        return Err(IdentityError::Missing { dir });
+    }
+    Ok(member)
+}
+
+/// Writes the superblock durably.
+pub(super) fn store(
+    disk: &Arc<dyn Disk>,
+    member: &pb::MasterSuperblock,
+) -> Result<(), IdentityError> {
+    codec::write_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK, member)
+        .map_err(|error| IdentityError::Disk { dir: disk.describe(), error })
+}
+
+/// The part of the directory's incarnation that connections carry.
+pub(super) fn wire_incarnation(member: &pb::MasterSuperblock) -> u64 {
+    member.incarnation.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+/// Asks the group for a node id until it is admitted, and records it. Asking again with the same incarnation
+/// gives the same id, so a lost answer does no harm.
+pub(super) async fn join(
+    disk: &Arc<dyn Disk>,
+    member: &mut pb::MasterSuperblock,
+    config: &MasterConfig,
+    pool: &Arc<Pool>,
+    address: &str,
+) -> Result<(), IdentityError> {
+    let give_up = seam::now() + JOIN_DEADLINE;
+    let mut asked: Vec<String> = config.join.clone();
+    let mut last = String::from("nobody answered");
+    let mut next = 0;
+    while seam::now() < give_up {
+        let to = asked[next % asked.len()].clone();
+        next += 1;
+        let request = pb::JoinRequest {
+            cluster: config.cluster.map(|c| c.0.to_vec()).unwrap_or_default().into(),
+            incarnation: member.incarnation.clone(),
+            address: address.to_owned(),
+        };
+        match pool.call::<calls::Join>(&to, &request, Vec::new(), config.limits.append_deadline).await {
+            Ok((reply, _)) if reply.errno == 0 && reply.node != 0 => {
+                prepare(disk, &config.limits)?;
+                member.node = reply.node;
+                member.cluster = reply.cluster;
+                member.address = address.to_owned();
+                return store(disk, member);
+            }
+            Ok((reply, _)) => last = reply.error,
+            Err(error) => {
+                if let CallError::Refused(refusal) = &error
+                    && refusal.code == RefusalCode::NotLeader
+                    && !refusal.message.is_empty()
+                    && !asked.contains(&refusal.message)
+                {
+                    asked.push(refusal.message.clone());
+                }
+                last = error.to_string();
+            }
+        }
+        tokio::time::sleep(config.limits.retry_pause_max).await;
+    }
+    Err(IdentityError::NotAdmitted { asked: config.join.clone(), last })
+}

@@ -1,0 +1,78 @@
+//! What a master does while it leads: watches servers and sessions, repairs, collects garbage.
+
+use super::Shared;
+use super::{garbage, repair, rpc, servers, sessions};
+use crate::errno::Errno;
+use crate::namespace;
+use crate::pb;
+use crate::seam;
+use crate::wire::{Refusal, RefusalCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Pause between two rounds of background work.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// Runs for the life of the master.
+pub(super) async fn lead(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(ROUND).await;
+        if !shared.raft.is_leader_ready() {
+            continue;
+        }
+        if let Err(refusal) = round(&shared).await {
+            tracing::debug!(%refusal, "background round ended early");
+        }
+    }
+}
+
+async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let term = shared.raft.term();
+    if shared.soft().term != term {
+        shared.soft().begin(term);
+        sessions::adopt(shared).map_err(|error| shared.broken(&error))?;
+    }
+    found(shared).await?;
+    let now = seam::now();
+    let last = std::mem::replace(&mut shared.soft().last_round, now);
+    // A leader that notices its own stall must not hold the silence against others (rule B2).
+    if now.since(last) > shared.limits.server_suspect {
+        crate::mark!("leader noticed its own stall");
+        shared.soft().restart_clocks();
+        return Ok(());
+    }
+    servers::bury(shared).await?;
+    sessions::expire(shared).await?;
+    repair::round(shared).await?;
+    garbage::round(shared).await
+}
+
+/// The first leader of a new cluster writes down what the cluster is.
+async fn found(shared: &Shared) -> Result<(), Refusal> {
+    let known = namespace::cluster(&shared.raft.view()).map_err(|error| shared.broken(&error))?;
+    if known.is_some() {
+        return Ok(());
+    }
+    let member = &shared.member;
+    let commands = [
+        pb::proposal::Kind::InitCluster(pb::InitClusterCmd {
+            cluster: member.cluster.clone(),
+            default_layout: member.default_layout,
+            cluster_epoch: 0,
+            limits: Some(namespace::apply_limits(&shared.limits)),
+        }),
+        pb::proposal::Kind::RegisterMaster(pb::RegisterMasterCmd {
+            incarnation: member.incarnation.clone(),
+            address: member.address.clone(),
+            node: member.node,
+        }),
+    ];
+    for kind in commands {
+        let (_, _, outcome) =
+            shared.raft.propose(pb::Proposal { kind: Some(kind) }).await.map_err(rpc::refusal)?;
+        Errno::check(outcome.errno).map_err(|errno| {
+            Refusal::new(RefusalCode::Internal, format!("the cluster is not founded: {errno}"))
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The master: a thin shell that lets clients, chunkservers and administrators reach the replicated
+//! namespace, and that, while it leads, watches over servers, sessions, repair and garbage.
+
+mod garbage;
+mod identity;
+mod leader;
+mod repair;
+mod rpc;
+mod servers;
+mod sessions;
+mod soft;
+
+pub use identity::{IdentityError, format};
+
+use crate::ids::{NodeId, Uuid};
+use crate::limits::Limits;
+use crate::pb;
+use crate::namespace::Namespace;
+use crate::raft::{FatalHook, Observe, RaftConfig, RaftNode};
+use crate::seam::{self, Disk};
+use crate::tables::TableError;
+use crate::wire::{Identity, Pool, Refusal, RefusalCode, Role, Server};
+use soft::Soft;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::task::JoinHandle;
+
+/// How a master is started.
+#[derive(Clone)]
+pub struct MasterConfig {
+    /// Address to bind, `host:port`; port 0 picks a free one.
+    pub listen: String,
+    /// Address that others reach it by; the bound one if absent.
+    pub advertise: Option<String>,
+    /// Refuse a data directory of any other cluster.
+    pub cluster: Option<Uuid>,
+    /// Masters to ask for admission when the data directory is empty.
+    pub join: Vec<String>,
+    /// Bounds.
+    pub limits: Arc<Limits>,
+    /// Called once when this master can not go on (its log or tables failed); the process must end.
+    pub fatal: FatalHook,
+    /// Told of every applied index and the state hash after it (simulations).
+    pub observe: Option<Observe>,
+}
+
+/// Why a master did not start; one line that names the thing and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory is not one this master may use.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The address can not be bound.
+    #[error("cannot listen on {address}: {error}; choose another with --listen")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// Log or tables refuse.
+    #[error(transparent)]
+    Raft(#[from] crate::raft::StartError),
+}
+
+/// A running master.
+pub struct Master {
+    shared: Arc<Shared>,
+    server: Server,
+    leading: JoinHandle<()>,
+    _lock: Box<dyn seam::DiskLock>,
+}
+
+/// What the master's tasks share.
+pub(crate) struct Shared {
+    pub(crate) raft: Arc<RaftNode<Namespace>>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) cluster: Uuid,
+    member: pb::MasterSuperblock,
+    fatal: FatalHook,
+    soft: Mutex<Soft>,
+}
+
+impl Shared {
+    pub(crate) fn soft(&self) -> MutexGuard<'_, Soft> {
+        self.soft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tables could not be read: this master ends, its error never becomes an answer (rule C2).
+    pub(crate) fn broken(&self, error: &TableError) -> Refusal {
+        (self.fatal)(&format!("tables: {error}"));
+        Refusal::new(RefusalCode::ShuttingDown, "this master is failing")
+    }
+}
+
+impl Master {
+    /// Starts on a data directory: one that was formatted, or an empty one with masters to join.
+    /// Tasks run on the runtime that is current.
+    pub async fn start(config: MasterConfig, disk: Arc<dyn Disk>) -> Result<Master, StartError> {
+        let lock = identity::lock(&disk)?;
+        let mut member = identity::load(&disk, &config)?;
+        // The port is bound before anything else, so that the address others are told is known. Calls that
+        // come before the group is up are refused as busy.
+        let router = Arc::new(rpc::Router::default());
+        let incarnation = identity::wire_incarnation(&member);
+        let known = Identity {
+            cluster: Uuid::from_bytes(&member.cluster),
+            role: Role::Master,
+            node: member.node,
+            incarnation,
+        };
+        let server = Server::start(&config.listen, known, config.limits.clone(), router.clone())
+            .await
+            .map_err(|error| StartError::Listen { address: config.listen.clone(), error })?;
+        let address =
+            config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());
+        let pool = Pool::new(known, config.limits.clone());
+        if member.node == 0 {
+            identity::join(&disk, &mut member, &config, &pool, &address).await?;
+            server.set_identity(member_identity(&member));
+            pool.set_identity(member_identity(&member));
+        }
+        if member.address != address {
+            member.address = address.clone();
+            identity::store(&disk, &member)?;
+        }
+        let cluster = Uuid::from_bytes(&member.cluster).ok_or(IdentityError::Corrupt {
+            dir: disk.describe(),
+            what: "the cluster id has not 16 bytes".to_owned(),
+        })?;
+        let raft =
+            RaftNode::start(raft_config(&config, &member, cluster, &address, &disk), pool.clone())
+                .await?;
+        let shared = Arc::new(Shared {
+            raft,
+            pool,
+            limits: config.limits.clone(),
+            cluster,
+            member,
+            fatal: config.fatal.clone(),
+            soft: Mutex::new(Soft::default()),
+        });
+        router.open(shared.clone());
+        let leading = seam::spawn(leader::lead(shared.clone()));
+        Ok(Master { shared, server, leading, _lock: lock })
+    }
+
+    /// The address that clients and chunkservers use.
+    pub fn address(&self) -> String {
+        self.server.local_addr().to_string()
+    }
+
+    /// This master's id in the group.
+    pub fn node(&self) -> NodeId {
+        self.shared.raft.node()
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> Uuid {
+        self.shared.cluster
+    }
+
+    /// The replicated group, for administration and simulations.
+    pub fn raft(&self) -> &Arc<RaftNode<Namespace>> {
+        &self.shared.raft
+    }
+
+    /// Stops answering and closes the log. What was acknowledged is durable already.
+    pub async fn stop(self) {
+        self.leading.abort();
+        self.server.stop().await;
+        self.shared.raft.shutdown().await;
+    }
+}
+
+fn member_identity(member: &pb::MasterSuperblock) -> Identity {
+    Identity {
+        cluster: Uuid::from_bytes(&member.cluster),
+        role: Role::Master,
+        node: member.node,
+        incarnation: identity::wire_incarnation(member),
+    }
+}
+
+fn raft_config(
+    config: &MasterConfig,
+    member: &pb::MasterSuperblock,
+    cluster: Uuid,
+    address: &str,
+    disk: &Arc<dyn Disk>,
+) -> RaftConfig {
+    RaftConfig {
+        node: NodeId(member.node),
+        cluster,
+        incarnation: Uuid::from_bytes(&member.incarnation).unwrap_or_default(),
+        address: address.to_owned(),
+        limits: config.limits.clone(),
+        disk: disk.clone(),
+        bootstrap: member.founder,
+        fatal: config.fatal.clone(),
+        observe: config.observe.clone(),
+    }
+}

@@ -1,0 +1,347 @@
+//! Brings chunks back to full redundancy: seals those that lost a server, drops replicas found bad, has
+//! missing shards rebuilt and commits each change only after the copy was verified (rule A7).
+
+use super::Shared;
+use super::rpc::refusal;
+use super::servers;
+use crate::erasure::Layout;
+use crate::errno::Errno;
+use crate::ids::{ChunkId, Generation, ServerId};
+use crate::namespace::tables::{Chunks, Degraded, PendingReplicas, ServerChunks};
+use crate::pb;
+use crate::placement::{self, Health, Repair, ServerView};
+use crate::seam;
+use crate::tables::{Read, TableError};
+use crate::wire::{Refusal, calls};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Chunks looked at in one round of each scan.
+const SCAN_CHUNKS: usize = 128;
+/// Replicas found bad that are remembered until they are dealt with; more are found again.
+const BAD_MAX: usize = 16 << 10;
+/// Chunks with a check or seal on the wire at once.
+const BUSY_MAX: usize = 256;
+/// Deadline of one rebuild: a whole chunk at 2 MB/s.
+const REBUILD_DEADLINE: Duration = Duration::from_secs(32);
+/// Deadline of reading one replica through to verify it.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Length at rest that a shard of a sealed chunk must have.
+pub(super) fn shard_len(chunk: &pb::Chunk, _shard: u32) -> u64 {
+    let layout = chunk.layout.unwrap_or_default();
+    Layout::try_from(&layout).map_or(0, |l| l.shard_len(chunk.committed_len))
+}
+
+/// Remembers that a chunkserver found one of its replicas bad.
+pub(super) fn found_bad(shared: &Shared, replica: &pb::ReplicaId) {
+    let mut soft = shared.soft();
+    if soft.bad.len() < BAD_MAX || soft.bad.contains_key(&replica.chunk) {
+        tracing::warn!(
+            chunk = replica.chunk,
+            generation = replica.r#gen,
+            shard = replica.shard,
+            "bad replica"
+        );
+        soft.bad.entry(replica.chunk).or_default().insert((replica.r#gen, replica.shard));
+    }
+}
+
+/// A full report did not name a replica that a sealed chunk has on this server.
+pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId) {
+    if chunk.state() != pb::ChunkState::Sealed || shard_len(chunk, 0) == 0 {
+        return;
+    }
+    for replica in chunk.replicas.iter().filter(|r| r.server == server.get()) {
+        crate::mark!("replica missing from a full report");
+        found_bad(shared, &replica_id(chunk, replica));
+    }
+}
+
+/// How a replica is named on the wire.
+pub(super) fn replica_id(chunk: &pb::Chunk, replica: &pb::Replica) -> pb::ReplicaId {
+    pb::ReplicaId {
+        chunk: chunk.id,
+        r#gen: replica.r#gen,
+        shard: replica.shard,
+        data_shards: chunk.layout.unwrap_or_default().data,
+    }
+}
+
+/// A client could not use a replica: its server reads it through, and a bad one is replaced.
+pub(super) fn suspect(shared: &Arc<Shared>, chunk: &pb::Chunk, named: &pb::Replica) {
+    let Some(replica) =
+        chunk.replicas.iter().find(|r| r.r#gen == named.r#gen && r.shard == named.shard)
+    else {
+        return;
+    };
+    if !enter(shared, chunk.id) {
+        return;
+    }
+    let (id, wanted) = (replica_id(chunk, replica), shard_len(chunk, replica.shard));
+    let (server, chunk) = (ServerId(replica.server), chunk.clone());
+    let shared = shared.clone();
+    seam::spawn(async move {
+        let request = pb::StatRequest { replicas: vec![id], verify: true };
+        if let Some(address) = address(&shared, server)
+            && let Ok((reply, _)) =
+                shared.pool.call::<calls::Stat>(&address, &request, vec![], VERIFY_DEADLINE).await
+            && let Some(state) = reply.states.first()
+        {
+            let sealed = chunk.state() == pb::ChunkState::Sealed;
+            let short = sealed && state.length < wanted;
+            if state.corrupt || (sealed && wanted > 0 && !state.present) || short {
+                found_bad(&shared, &id);
+            }
+        }
+        leave(&shared, chunk.id);
+    });
+}
+
+/// Commits the seal of an open chunk at what was committed, and tells its servers to cut the rest.
+pub(super) async fn seal(shared: &Arc<Shared>, chunk: &pb::Chunk) -> Result<(), Refusal> {
+    let command = pb::SealChunkCmd { chunk: chunk.id };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::SealChunk(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    crate::mark!("chunk sealed by the master");
+    if let Some(pb::outcome::Kind::Chunk(sealed)) = outcome.kind {
+        tell_sealed(shared, &sealed);
+    }
+    Ok(())
+}
+
+/// Tells the servers of a sealed chunk its final length. A server that does not hear it learns it from the
+/// next full report.
+pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
+    if !enter(shared, chunk.id) {
+        return;
+    }
+    let (shared, chunk) = (shared.clone(), chunk.clone());
+    seam::spawn(async move {
+        for replica in &chunk.replicas {
+            let Some(address) = address(&shared, ServerId(replica.server)) else { continue };
+            let length = shard_len(&chunk, replica.shard);
+            let id = replica_id(&chunk, replica);
+            let request =
+                pb::SealRequest { replica: Some(id), length, term: shared.raft.term().get() };
+            let deadline = shared.limits.chunk_write_deadline;
+            match shared.pool.call::<calls::Seal>(&address, &request, vec![], deadline).await {
+                Ok((reply, _)) if reply.length < length => found_bad(&shared, &id),
+                Ok(_) => {}
+                Err(error) => tracing::debug!(chunk = chunk.id, %error, "seal not delivered"),
+            }
+        }
+        leave(&shared, chunk.id);
+    });
+}
+
+/// One round: looks at a bounded part of what may need work and starts the most endangered first.
+pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    let fatal = |error: TableError| shared.broken(&error);
+    let views = servers::views(shared).map_err(fatal)?;
+    let mut found: Vec<(Health, pb::Chunk)> = Vec::new();
+    for id in work(shared, &views).map_err(fatal)? {
+        let Some(chunk) = shared.raft.view().get::<Chunks>(&ChunkId(id)).map_err(fatal)? else {
+            shared.soft().bad.remove(&id);
+            continue;
+        };
+        let bad = known_bad(shared, &chunk);
+        found.push((placement::health(&chunk, &views, &bad), chunk));
+    }
+    found.sort_by_key(|(health, chunk)| (health.spare, chunk.id));
+    for (health, chunk) in found {
+        let bad = known_bad(shared, &chunk);
+        if let Some(replica) = chunk.replicas.iter().find(|r| bad.contains(&(r.r#gen, r.shard)))
+            && health.spare >= 0
+            && chunk.state() == pb::ChunkState::Sealed
+        {
+            drop_replica(shared, &chunk, replica).await?;
+            continue; // looked at again as a degraded chunk
+        }
+        match placement::plan(&chunk, &views, &bad, seam::rng::random_u64()) {
+            Repair::Nothing => {}
+            Repair::Seal => seal(shared, &chunk).await?,
+            Repair::Blocked => {
+                crate::mark!("repair blocked");
+            }
+            Repair::Rebuild { shard, old, target, sources } => {
+                start_rebuild(shared, chunk, shard, old, target, sources);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn known_bad(shared: &Shared, chunk: &pb::Chunk) -> BTreeSet<(u64, u32)> {
+    shared.soft().bad.get(&chunk.id).cloned().unwrap_or_default()
+}
+
+/// Chunks that may need something: degraded ones, those on dead or draining servers, those with a replica
+/// found bad. Each source goes on where it stopped last time.
+fn work(
+    shared: &Shared,
+    views: &BTreeMap<ServerId, ServerView>,
+) -> Result<BTreeSet<u64>, TableError> {
+    let view = shared.raft.view();
+    let mut soft = shared.soft();
+    let mut chunks: BTreeSet<u64> = soft.bad.keys().take(SCAN_CHUNKS).copied().collect();
+    let from = soft.cursors.degraded;
+    soft.cursors.degraded = 0;
+    for row in view.range::<Degraded>(&ChunkId(from), None).take(SCAN_CHUNKS) {
+        let (id, _) = row?;
+        chunks.insert(id.get());
+        soft.cursors.degraded = id.get() + 1;
+    }
+    for (server, state) in views {
+        if state.state == pb::ServerState::Active {
+            continue;
+        }
+        let from = soft.cursors.leaving.remove(server).unwrap_or(0);
+        let (from, end) = ((*server, ChunkId(from)), (ServerId(server.get() + 1), ChunkId(0)));
+        for row in view.range::<ServerChunks>(&from, Some(&end)).take(SCAN_CHUNKS) {
+            let ((_, id), _) = row?;
+            chunks.insert(id.get());
+            soft.cursors.leaving.insert(*server, id.get() + 1);
+        }
+    }
+    Ok(chunks)
+}
+
+async fn drop_replica(
+    shared: &Shared,
+    chunk: &pb::Chunk,
+    replica: &pb::Replica,
+) -> Result<(), Refusal> {
+    let command = pb::DropReplicaCmd {
+        chunk: chunk.id,
+        epoch: chunk.epoch,
+        r#gen: replica.r#gen,
+        shard: replica.shard,
+    };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::DropReplica(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    if outcome.errno == 0 {
+        let mut soft = shared.soft();
+        if let Some(bad) = soft.bad.get_mut(&chunk.id) {
+            bad.remove(&(replica.r#gen, replica.shard));
+            if bad.is_empty() {
+                soft.bad.remove(&chunk.id);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn start_rebuild(
+    shared: &Arc<Shared>,
+    chunk: pb::Chunk,
+    shard: u32,
+    old: Option<Generation>,
+    target: ServerId,
+    sources: Vec<pb::Replica>,
+) {
+    if shared.soft().repairs >= shared.limits.repairs_at_once || !enter(shared, chunk.id) {
+        return;
+    }
+    shared.soft().repairs += 1;
+    let shared = shared.clone();
+    seam::spawn(async move {
+        let id = chunk.id;
+        match rebuild(&shared, &chunk, shard, old, target, &sources).await {
+            Ok(()) => tracing::info!(chunk = id, shard, %target, "replica rebuilt"),
+            Err(error) => tracing::warn!(chunk = id, shard, %target, error, "rebuild failed; it is tried again"),
+        }
+        leave(&shared, id);
+        let mut soft = shared.soft();
+        soft.repairs = soft.repairs.saturating_sub(1);
+    });
+}
+
+/// Gives up copies that earlier attempts (of this leader or another) began and did not finish. What they
+/// wrote is deleted by its own id.
+async fn give_up_pending(shared: &Shared, chunk: &pb::Chunk) -> Result<(), Refusal> {
+    let view = shared.raft.view();
+    let from = (ChunkId(chunk.id), Generation(0));
+    let to = (ChunkId(chunk.id + 1), Generation(0));
+    let mut stale = Vec::new();
+    for row in view.range::<PendingReplicas>(&from, Some(&to)) {
+        let (_, row) = row.map_err(|error| shared.broken(&error))?;
+        stale.extend(row.replica);
+    }
+    for replica in stale {
+        crate::mark!("unfinished repair copy given up");
+        drop_replica(shared, chunk, &replica).await?;
+    }
+    Ok(())
+}
+
+async fn rebuild(
+    shared: &Shared,
+    chunk: &pb::Chunk,
+    shard: u32,
+    old: Option<Generation>,
+    target: ServerId,
+    sources: &[pb::Replica],
+) -> Result<(), String> {
+    let told = |error: Refusal| error.to_string();
+    give_up_pending(shared, chunk).await.map_err(told)?;
+    let command = pb::AllocReplicaCmd { chunk: chunk.id, shard, server: target.get() };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::AllocReplica(command)) };
+    let (term, _, outcome) =
+        shared.raft.propose(proposal).await.map_err(refusal).map_err(told)?;
+    let Some(pb::outcome::Kind::Id(generation)) = outcome.kind else {
+        return Err(format!("no generation for the copy: {}", Errno::new(outcome.errno)));
+    };
+    let replica = pb::Replica { r#gen: generation, shard, server: target.get() };
+    let address_of = |server| address(shared, server).ok_or("a server without address");
+    let mut from = Vec::with_capacity(sources.len());
+    for source in sources {
+        let address = address_of(ServerId(source.server))?;
+        from.push(pb::RebuildSource { replica: Some(replica_id(chunk, source)), address });
+    }
+    let request = pb::RebuildRequest {
+        target: Some(replica_id(chunk, &replica)),
+        layout: chunk.layout,
+        sealed_len: chunk.committed_len,
+        sources: from,
+        term: term.get(),
+    };
+    let to = address_of(target)?;
+    let (reply, _) = shared
+        .pool
+        .call::<calls::Rebuild>(&to, &request, vec![], REBUILD_DEADLINE)
+        .await
+        .map_err(|error| error.to_string())?;
+    reply.corrupt.iter().for_each(|bad| found_bad(shared, bad));
+    if reply.length < shard_len(chunk, shard) {
+        return Err(format!("the copy has {} bytes, {} are needed", reply.length, shard_len(chunk, shard)));
+    }
+    let command = pb::ReplaceReplicaCmd {
+        chunk: chunk.id,
+        epoch: chunk.epoch,
+        old_gen: old.map_or(0, Generation::get),
+        replica: Some(replica),
+    };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::ReplaceReplica(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal).map_err(told)?;
+    crate::mark!("replica rebuilt");
+    Errno::check(outcome.errno).map_err(|errno| format!("the chunk has changed meanwhile: {errno}"))
+}
+
+/// A server's address, if it is committed.
+pub(super) fn address(shared: &Shared, server: ServerId) -> Option<String> {
+    let row = shared.raft.view().get::<crate::namespace::tables::Servers>(&server);
+    row.ok().flatten().map(|row| row.address)
+}
+
+/// Claims a chunk for one task at a time.
+pub(super) fn enter(shared: &Shared, chunk: u64) -> bool {
+    let mut soft = shared.soft();
+    soft.busy.len() < BUSY_MAX && soft.busy.insert(chunk)
+}
+
+/// Ends the claim.
+pub(super) fn leave(shared: &Shared, chunk: u64) {
+    shared.soft().busy.remove(&chunk);
+}

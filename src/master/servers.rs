@@ -1,0 +1,267 @@
+//! Chunkservers: registration, heartbeats, full reports, and the committed death of silent ones.
+
+use super::Shared;
+use super::repair;
+use super::rpc::{must_lead, refusal};
+use super::soft::Beat;
+use crate::errno::Errno;
+use crate::ids::{ChunkId, ServerId, Uuid};
+use crate::namespace::tables::{Chunks, ServerChunks, Servers};
+use crate::pb;
+use crate::placement::{Candidate, ServerView};
+use crate::seam;
+use crate::tables::{Read, TableError};
+use crate::wire::{Outgoing, Refusal, RefusalCode, calls};
+use std::collections::BTreeMap;
+
+/// Bounds of what a chunkserver may say of itself.
+const LABELS_MAX: usize = 64;
+const DISKS_MAX: usize = 256;
+const ADDRESS_BYTES_MAX: usize = 255;
+
+/// Every committed server.
+pub(super) fn rows(shared: &Shared) -> Result<Vec<pb::ServerRow>, TableError> {
+    let view = shared.raft.view();
+    view.range::<Servers>(&ServerId(0), None).map(|row| row.map(|(_, row)| row)).collect()
+}
+
+/// Every committed server as placement and repair see it.
+pub(super) fn views(shared: &Shared) -> Result<BTreeMap<ServerId, ServerView>, TableError> {
+    let rows = rows(shared)?;
+    let soft = shared.soft();
+    Ok(rows.iter().map(|row| (ServerId(row.id), soft.view(row, &shared.limits))).collect())
+}
+
+/// Where a new chunk may go.
+pub(super) fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Refusal> {
+    let views = views(shared).map_err(|error| shared.broken(&error))?;
+    Ok(views
+        .into_iter()
+        .map(|(server, view)| Candidate {
+            server,
+            labels: view.labels,
+            free_bytes: view.free_bytes,
+            alive: view.alive && view.state == pb::ServerState::Active,
+            draining: view.state == pb::ServerState::Draining,
+        })
+        .collect())
+}
+
+/// A chunkserver starts: it gets its number, or is found again under the one it has.
+pub(super) async fn register(
+    shared: &Shared,
+    request: pb::RegisterRequest,
+) -> Result<Outgoing, Refusal> {
+    must_lead(shared)?;
+    check_registration(&request)?;
+    let known = rows(shared)
+        .map_err(|error| shared.broken(&error))?
+        .into_iter()
+        .find(|row| row.uuid == request.uuid || row.id == request.server);
+    if let Some(refused) = known.as_ref().and_then(|row| contradiction(row, &request)) {
+        return Ok(registered(shared, ServerId(0), Some(refused)));
+    }
+    let disks: Vec<_> = request.disks.iter().map(|d| d.disk.clone()).collect();
+    let current = known.as_ref().is_some_and(|row| {
+        row.address == request.address && row.labels == request.labels && row.disks == disks
+    });
+    let mut server = ServerId(request.server);
+    if !current {
+        let command = pb::RegisterServerCmd {
+            uuid: request.uuid,
+            address: request.address,
+            labels: request.labels,
+            disks,
+        };
+        let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::RegisterServer(command)) };
+        let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+        let Some(pb::outcome::Kind::Id(id)) = outcome.kind else {
+            let error = format!("registration refused: {}", Errno::new(outcome.errno));
+            return Ok(registered(shared, ServerId(0), Some(error)));
+        };
+        server = ServerId(id);
+    }
+    if known.is_some_and(|row| row.state() == pb::ServerState::Dead) {
+        crate::mark!("dead chunkserver returned");
+        set_state(shared, server, pb::ServerState::Active).await?;
+    }
+    let beat = Beat { at: seam::now(), incarnation: request.incarnation, disks: request.disks };
+    shared.soft().servers.insert(server, beat);
+    Ok(registered(shared, server, None))
+}
+
+fn check_registration(request: &pb::RegisterRequest) -> Result<(), Refusal> {
+    let fits = Uuid::from_bytes(&request.uuid).is_some()
+        && request.labels.len() <= LABELS_MAX
+        && request.disks.len() <= DISKS_MAX
+        && request.address.len() <= ADDRESS_BYTES_MAX
+        && request.labels.iter().all(|l| l.len() <= ADDRESS_BYTES_MAX);
+    if fits {
+        return Ok(());
+    }
+    Err(Refusal::new(RefusalCode::BadRequest, "registration out of bounds"))
+}
+
+/// Why a committed server and one that claims to be it can not be the same.
+fn contradiction(row: &pb::ServerRow, request: &pb::RegisterRequest) -> Option<String> {
+    if row.uuid != request.uuid {
+        return Some(format!(
+            "chunkserver {} is known with another identity: its data directories belong to another server",
+            request.server
+        ));
+    }
+    if request.server != 0 && row.id != request.server {
+        return Some(format!("this chunkserver is number {}, not {}", row.id, request.server));
+    }
+    if row.state() == pb::ServerState::Removed {
+        return Some(format!(
+            "chunkserver {} was removed from the cluster: start it with empty data directories to join anew",
+            row.id
+        ));
+    }
+    None
+}
+
+fn registered(shared: &Shared, server: ServerId, error: Option<String>) -> Outgoing {
+    let reply = pb::RegisterReply {
+        errno: if error.is_some() { Errno::EPERM.get() } else { 0 },
+        server: server.get(),
+        cluster: shared.cluster.0.to_vec().into(),
+        error: error.unwrap_or_default(),
+        heartbeat_ms: u64::try_from(shared.limits.server_heartbeat.as_millis()).unwrap_or(1000),
+    };
+    Outgoing::new::<calls::Register>(&reply)
+}
+
+/// A chunkserver lives. ESTALE asks it to register (again).
+pub(super) fn heartbeat(
+    shared: &std::sync::Arc<Shared>,
+    request: pb::HeartbeatRequest,
+) -> Result<Outgoing, Refusal> {
+    must_lead(shared)?;
+    let server = ServerId(request.server);
+    let mut reply =
+        pb::HeartbeatReply { errno: 0, term: shared.raft.term().get(), send_report: false };
+    let known = shared
+        .raft
+        .view()
+        .get::<Servers>(&server)
+        .map_err(|error| shared.broken(&error))?;
+    let active = known.is_some_and(|row| {
+        matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining)
+    });
+    if !active || request.disks.len() > DISKS_MAX {
+        reply.errno = Errno::ESTALE.get();
+        return Ok(Outgoing::new::<calls::Heartbeat>(&reply));
+    }
+    let beat = Beat { at: seam::now(), incarnation: request.incarnation, disks: request.disks };
+    let before = shared.soft().servers.insert(server, beat);
+    // This leader has not heard this boot of the server yet: it wants to know what is there.
+    reply.send_report = before.is_none_or(|b| b.incarnation != request.incarnation);
+    for replica in request.bad {
+        repair::found_bad(shared, &replica);
+    }
+    Ok(Outgoing::new::<calls::Heartbeat>(&reply))
+}
+
+/// One page of what a server holds: replicas that are short, corrupt or not sealed are dealt with, and after
+/// the last page those that are missing. Replicas that no chunk names are left alone: only a committed
+/// command deletes (rule A2).
+pub(super) async fn report(
+    shared: &std::sync::Arc<Shared>,
+    request: pb::ReportRequest,
+) -> Result<Outgoing, Refusal> {
+    must_lead(shared)?;
+    let server = ServerId(request.server);
+    let view = shared.raft.view();
+    let fatal = |error: TableError| shared.broken(&error);
+    for state in &request.replicas {
+        let Some(id) = &state.replica else { continue };
+        let Some(chunk) = view.get::<Chunks>(&ChunkId(id.chunk)).map_err(fatal)? else { continue };
+        if !chunk.replicas.iter().any(|r| r.r#gen == id.r#gen && r.shard == id.shard) {
+            continue;
+        }
+        let sealed = chunk.state() == pb::ChunkState::Sealed;
+        let wanted = repair::shard_len(&chunk, id.shard);
+        if state.corrupt || (sealed && state.length < wanted) {
+            repair::found_bad(shared, id);
+        } else if sealed && !state.sealed {
+            repair::tell_sealed(shared, &chunk);
+        }
+    }
+    let round = (request.incarnation, request.report);
+    let complete = {
+        let mut soft = shared.soft();
+        let chunks = request.replicas.iter().filter_map(|s| s.replica.as_ref()).map(|r| r.chunk);
+        soft.reports.page(server, round, request.first, request.last, chunks)
+    };
+    if let Some(present) = complete {
+        for row in view.range::<ServerChunks>(&(server, ChunkId(0)), Some(&(ServerId(server.get() + 1), ChunkId(0)))) {
+            let ((_, id), _) = row.map_err(fatal)?;
+            if present.contains(&id.get()) {
+                continue;
+            }
+            let Some(chunk) = view.get::<Chunks>(&id).map_err(fatal)? else { continue };
+            repair::found_missing(shared, &chunk, server);
+        }
+    }
+    Ok(Outgoing::new::<calls::Report>(&pb::ReportReply { errno: 0 }))
+}
+
+/// A client could not use a chunk. A chunk that it writes is sealed, so that repair can begin and nothing of
+/// this writer is referenced past what it committed; replicas it could not read are checked.
+pub(super) async fn report_chunk(
+    shared: &std::sync::Arc<Shared>,
+    request: pb::ReportChunkRequest,
+) -> Result<Outgoing, Refusal> {
+    must_lead(shared)?;
+    let chunk = shared
+        .raft
+        .view()
+        .get::<Chunks>(&ChunkId(request.chunk))
+        .map_err(|error| shared.broken(&error))?;
+    let mut errno = 0;
+    match chunk {
+        None => errno = Errno::ENOENT.get(),
+        Some(chunk) if request.writing => {
+            if chunk.session == request.session && chunk.state() == pb::ChunkState::Open {
+                repair::seal(shared, &chunk).await?;
+            }
+        }
+        Some(chunk) => {
+            for bad in request.bad.iter().take(crate::limits::SHARDS_MAX) {
+                repair::suspect(shared, &chunk, bad);
+            }
+        }
+    }
+    Ok(Outgoing::new::<calls::ReportChunk>(&pb::ReportChunkReply { errno }))
+}
+
+/// Commits the death of servers that were silent too long.
+pub(super) async fn bury(shared: &Shared) -> Result<(), Refusal> {
+    let rows = rows(shared).map_err(|error| shared.broken(&error))?;
+    for row in rows {
+        let server = ServerId(row.id);
+        let counts = matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining);
+        let silence = shared.soft().silence(server);
+        if counts && silence > shared.limits.server_dead {
+            tracing::warn!(%server, address = row.address, ?silence, "chunkserver declared dead; its chunks are repaired elsewhere");
+            crate::mark!("chunkserver declared dead");
+            set_state(shared, server, pb::ServerState::Dead).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Commits a server's state.
+pub(super) async fn set_state(
+    shared: &Shared,
+    server: ServerId,
+    state: pb::ServerState,
+) -> Result<(), Refusal> {
+    let command = pb::ServerStateCmd { server: server.get(), state: state as i32 };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::ServerState(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    Errno::check(outcome.errno)
+        .map_err(|errno| Refusal::new(RefusalCode::BadRequest, format!("server {server}: {errno}")))
+}

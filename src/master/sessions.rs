@@ -1,0 +1,124 @@
+//! Client sessions: opening, keeping alive, and the committed expiry of silent ones.
+
+use super::Shared;
+use super::rpc::{must_lead, refusal};
+use crate::errno::Errno;
+use crate::ids::SessionId;
+use crate::namespace::tables::Sessions;
+use crate::pb;
+use crate::seam;
+use crate::tables::{Read, TableError};
+use crate::wire::{Outgoing, Refusal, RefusalCode, calls};
+
+/// Longest host name that is recorded.
+const HOST_BYTES_MAX: usize = 255;
+
+/// A session was heard from.
+pub(super) fn heard(shared: &Shared, session: SessionId) {
+    let now = seam::now();
+    if let Some(last) = shared.soft().sessions.get_mut(&session) {
+        *last = now;
+    }
+}
+
+pub(super) async fn open(
+    shared: &Shared,
+    request: pb::OpenSessionRequest,
+) -> Result<Outgoing, Refusal> {
+    if request.host.len() > HOST_BYTES_MAX || request.client_nonce == 0 {
+        return Err(Refusal::new(
+            RefusalCode::BadRequest,
+            "a session needs a nonce and a host name of at most 255 bytes",
+        ));
+    }
+    let command = pb::OpenSessionCmd { client_nonce: request.client_nonce, host: request.host };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::OpenSession(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    let Some(pb::outcome::Kind::Session(mut reply)) = outcome.kind else {
+        return Err(Refusal::new(
+            RefusalCode::Internal,
+            format!("no session: {}", Errno::new(outcome.errno)),
+        ));
+    };
+    shared.soft().sessions.insert(SessionId(reply.session), seam::now());
+    reply.ttl_ms = ttl_ms(shared);
+    Ok(Outgoing::new::<calls::OpenSession>(&reply))
+}
+
+/// Answered only after a quorum confirmed this leader after the call arrived, so that a deposed leader can
+/// not make a client believe that its session lives (rule B2).
+pub(super) async fn keepalive(
+    shared: &Shared,
+    request: pb::KeepaliveRequest,
+) -> Result<Outgoing, Refusal> {
+    let session = SessionId(request.session);
+    shared.raft.read_index().await.map_err(refusal)?;
+    must_lead(shared)?;
+    let row = shared
+        .raft
+        .view()
+        .get::<Sessions>(&session)
+        .map_err(|error| shared.broken(&error))?;
+    let live = row.is_some_and(|row| !row.ended);
+    if live {
+        shared.soft().sessions.insert(session, seam::now());
+    }
+    let errno = if live { 0 } else { Errno::ESTALE.get() };
+    Ok(Outgoing::new::<calls::Keepalive>(&pb::KeepaliveReply { errno, ttl_ms: ttl_ms(shared) }))
+}
+
+pub(super) async fn close(
+    shared: &Shared,
+    request: pb::CloseSessionRequest,
+) -> Result<Outgoing, Refusal> {
+    let outcome = end(shared, SessionId(request.session), false).await?;
+    Ok(Outgoing::new::<calls::CloseSession>(&pb::CloseSessionReply { errno: outcome.errno }))
+}
+
+/// Commits the expiry of sessions that were silent for their whole time to live.
+pub(super) async fn expire(shared: &Shared) -> Result<(), Refusal> {
+    let now = seam::now();
+    let silent: Vec<SessionId> = shared
+        .soft()
+        .sessions
+        .iter()
+        .filter(|(_, last)| now.since(**last) > shared.limits.session_ttl)
+        .map(|(session, _)| *session)
+        .collect();
+    for session in silent {
+        tracing::warn!(%session, "session expired: not heard from for {:?}", shared.limits.session_ttl);
+        crate::mark!("session expired");
+        end(shared, session, true).await?;
+    }
+    Ok(())
+}
+
+/// A new leader watches every live session from now on.
+pub(super) fn adopt(shared: &Shared) -> Result<(), TableError> {
+    let view = shared.raft.view();
+    let now = seam::now();
+    let mut live = Vec::new();
+    for row in view.range::<Sessions>(&SessionId(0), None) {
+        let (session, row) = row?;
+        if !row.ended {
+            live.push(session);
+        }
+    }
+    let mut soft = shared.soft();
+    for session in live {
+        soft.sessions.entry(session).or_insert(now);
+    }
+    Ok(())
+}
+
+async fn end(shared: &Shared, session: SessionId, expired: bool) -> Result<pb::Outcome, Refusal> {
+    let command = pb::EndSessionCmd { session: session.get(), expired };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::EndSession(command)) };
+    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    shared.soft().sessions.remove(&session);
+    Ok(outcome)
+}
+
+fn ttl_ms(shared: &Shared) -> u64 {
+    u64::try_from(shared.limits.session_ttl.as_millis()).unwrap_or(u64::MAX)
+}

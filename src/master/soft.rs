@@ -1,0 +1,134 @@
+//! What a leader knows that is not in the log: who was heard from lately. Forgotten when the term changes;
+//! every time to live then starts anew (a new leader must not expire what its predecessor kept alive).
+
+use crate::ids::{ChunkId, Generation, ServerId, SessionId, Term};
+use crate::limits::Limits;
+use crate::pb;
+use crate::placement::ServerView;
+use crate::seam::{self, Mono};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The leader's soft state.
+#[derive(Default)]
+pub(crate) struct Soft {
+    /// The term it belongs to; of other terms nothing here means anything.
+    pub(crate) term: Term,
+    /// When this term's watch began.
+    pub(crate) since: Mono,
+    /// Chunkservers heard from.
+    pub(crate) servers: BTreeMap<ServerId, Beat>,
+    /// Sessions and when each was last heard from.
+    pub(crate) sessions: BTreeMap<SessionId, Mono>,
+    /// Replicas found bad and not yet dropped: chunk -> (generation, shard).
+    pub(crate) bad: BTreeMap<u64, BTreeSet<(u64, u32)>>,
+    /// Full reports that are coming in.
+    pub(crate) reports: Reports,
+    /// Chunks with a repair, seal or drop under way.
+    pub(crate) busy: BTreeSet<u64>,
+    /// Rebuilds under way.
+    pub(crate) repairs: usize,
+    /// When the last background round began.
+    pub(crate) last_round: Mono,
+    /// Where the scans for work go on.
+    pub(crate) cursors: Cursors,
+}
+
+/// Positions of the background scans, so that each round looks at a bounded part.
+#[derive(Default)]
+pub(crate) struct Cursors {
+    /// Per server whose replicas must move: the next chunk.
+    pub(crate) leaving: BTreeMap<ServerId, u64>,
+    /// The next degraded chunk.
+    pub(crate) degraded: u64,
+    /// The next chunk under deletion.
+    pub(crate) deleting: u64,
+    /// The next replica to delete that has left its chunk.
+    pub(crate) doomed: (ServerId, ChunkId, Generation),
+}
+
+/// Full reports under way: per server, the round and the chunks named so far.
+#[derive(Default)]
+pub(crate) struct Reports {
+    rounds: BTreeMap<ServerId, (Round, BTreeSet<u64>)>,
+}
+
+/// (boot incarnation, report number) of a full report.
+pub(crate) type Round = (u64, u64);
+
+impl Reports {
+    /// Takes one page; after the last of an unbroken round, everything that the round named.
+    pub(crate) fn page(
+        &mut self,
+        server: ServerId,
+        round: Round,
+        first: bool,
+        last: bool,
+        chunks: impl Iterator<Item = u64>,
+    ) -> Option<BTreeSet<u64>> {
+        if first {
+            self.rounds.insert(server, (round, BTreeSet::new()));
+        }
+        let (current, present) = self.rounds.get_mut(&server)?;
+        if *current != round {
+            return None;
+        }
+        present.extend(chunks);
+        if last { self.rounds.remove(&server).map(|(_, present)| present) } else { None }
+    }
+}
+
+/// What a chunkserver last said.
+#[derive(Clone, Debug)]
+pub(crate) struct Beat {
+    pub(crate) at: Mono,
+    pub(crate) incarnation: u64,
+    pub(crate) disks: Vec<pb::DiskStatus>,
+}
+
+impl Beat {
+    /// Free bytes on working disks.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.disks.iter().filter(|d| !d.failed).map(|d| d.free_bytes).sum()
+    }
+}
+
+impl Soft {
+    /// Starts anew for a term.
+    pub(crate) fn begin(&mut self, term: Term) {
+        let now = seam::now();
+        *self = Soft { term, since: now, last_round: now, ..Soft::default() };
+    }
+
+    /// Gives every server and session its whole time to live again.
+    pub(crate) fn restart_clocks(&mut self) {
+        let now = seam::now();
+        self.since = now;
+        self.servers.values_mut().for_each(|beat| beat.at = now);
+        self.sessions.values_mut().for_each(|last| *last = now);
+    }
+
+    /// Whether a server was heard from within the suspicion time. In a term's first moments one that has not
+    /// spoken yet is given the benefit of the doubt.
+    pub(crate) fn alive(&self, server: ServerId, limits: &Limits) -> bool {
+        self.silence(server) < limits.server_suspect
+    }
+
+    /// How long a server has been silent, counted at most from the term's start.
+    pub(crate) fn silence(&self, server: ServerId) -> std::time::Duration {
+        let last = self.servers.get(&server).map_or(self.since, |b| b.at);
+        seam::now().since(last)
+    }
+
+    /// What repair and placement see of a committed server.
+    pub(crate) fn view(&self, row: &pb::ServerRow, limits: &Limits) -> ServerView {
+        let id = ServerId(row.id);
+        let beat = self.servers.get(&id);
+        ServerView {
+            state: row.state(),
+            // Nothing is placed on a server that has not spoken to this leader.
+            alive: beat.is_some() && self.alive(id, limits),
+            labels: row.labels.clone(),
+            free_bytes: beat.map_or(0, Beat::free_bytes),
+        }
+    }
+}
