@@ -8,7 +8,7 @@ use crate::limits::Limits;
 use crate::pb;
 use crate::raft;
 use crate::seam::{self, Disk, DiskLock};
-use crate::wire::{CallError, Pool, RefusalCode, calls};
+use crate::wire::Pool;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,9 +101,9 @@ pub fn format(
         return Err(IdentityError::NotEmpty { dir: disk.describe(), found });
     }
     let member = pb::MasterSuperblock {
-        cluster: cluster.0.to_vec().into(),
+        cluster: cluster.bytes(),
         node: FOUNDER,
-        incarnation: seam::rng::random_uuid().0.to_vec().into(),
+        incarnation: seam::rng::random_uuid().bytes(),
         founder: true,
         default_layout: Some(layout.into()),
         ..Default::default()
@@ -145,7 +145,7 @@ pub(super) fn load(
             return Err(IdentityError::Missing { dir });
         }
         let member = pb::MasterSuperblock {
-            incarnation: seam::rng::random_uuid().0.to_vec().into(),
+            incarnation: seam::rng::random_uuid().bytes(),
             ..Default::default()
         };
         store(disk, &member)?;
@@ -176,6 +176,17 @@ pub(super) fn wire_incarnation(member: &pb::MasterSuperblock) -> u64 {
     member.incarnation.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
 }
 
+/// What names this directory for ever.
+pub(super) fn incarnation(
+    disk: &Arc<dyn Disk>,
+    member: &pb::MasterSuperblock,
+) -> Result<Uuid, IdentityError> {
+    Uuid::from_bytes(&member.incarnation).ok_or_else(|| IdentityError::Corrupt {
+        dir: disk.describe(),
+        what: "the incarnation has not 16 bytes".to_owned(),
+    })
+}
+
 /// Asks the group for a node id until it is admitted, and records it. Asking again with the same incarnation
 /// gives the same id, so a lost answer does no harm.
 pub(super) async fn join(
@@ -186,36 +197,19 @@ pub(super) async fn join(
     address: &str,
 ) -> Result<(), IdentityError> {
     let give_up = seam::now() + JOIN_DEADLINE;
-    let mut asked: Vec<String> = config.join.clone();
+    let mine = incarnation(disk, member)?;
     let mut last = String::from("nobody answered");
-    let mut next = 0;
     while seam::now() < give_up {
-        let to = asked[next % asked.len()].clone();
-        next += 1;
-        let request = pb::JoinRequest {
-            cluster: config.cluster.map(|c| c.0.to_vec()).unwrap_or_default().into(),
-            incarnation: member.incarnation.clone(),
-            address: address.to_owned(),
-        };
-        match pool.call::<calls::Join>(&to, &request, Vec::new(), config.limits.append_deadline).await {
-            Ok((reply, _)) if reply.errno == 0 && reply.node != 0 => {
+        let asked = raft::join(pool, &config.join, config.cluster, mine, address, &config.limits);
+        match asked.await {
+            Ok((node, cluster)) => {
                 prepare(disk, &config.limits)?;
-                member.node = reply.node;
-                member.cluster = reply.cluster;
+                member.node = node.get();
+                member.cluster = cluster.bytes();
                 member.address = address.to_owned();
                 return store(disk, member);
             }
-            Ok((reply, _)) => last = reply.error,
-            Err(error) => {
-                if let CallError::Refused(refusal) = &error
-                    && refusal.code == RefusalCode::NotLeader
-                    && !refusal.message.is_empty()
-                    && !asked.contains(&refusal.message)
-                {
-                    asked.push(refusal.message.clone());
-                }
-                last = error.to_string();
-            }
+            Err(error) => last = error,
         }
         tokio::time::sleep(config.limits.retry_pause_max).await;
     }

@@ -128,8 +128,9 @@ impl Master {
             dir: disk.describe(),
             what: "the cluster id has not 16 bytes".to_owned(),
         })?;
+        let incarnation = identity::incarnation(&disk, &member)?;
         let raft =
-            RaftNode::start(raft_config(&config, &member, cluster, &address, &disk), pool.clone())
+            RaftNode::start(raft_config(&config, &member, cluster, incarnation, &disk), pool.clone())
                 .await?;
         let shared = Arc::new(Shared {
             raft,
@@ -186,14 +187,14 @@ fn raft_config(
     config: &MasterConfig,
     member: &pb::MasterSuperblock,
     cluster: Uuid,
-    address: &str,
+    incarnation: Uuid,
     disk: &Arc<dyn Disk>,
 ) -> RaftConfig {
     RaftConfig {
         node: NodeId(member.node),
         cluster,
-        incarnation: Uuid::from_bytes(&member.incarnation).unwrap_or_default(),
-        address: address.to_owned(),
+        incarnation,
+        address: member.address.clone(),
         limits: config.limits.clone(),
         disk: disk.clone(),
         bootstrap: member.founder,

@@ -33,18 +33,18 @@ pub struct Member {
     pub voter: bool,
 }
 
-/// Asks the masters, one after another, to take this new one in; returns its node id. To be called before
+/// Asks the masters, one after another, to take this new one in; returns its node id and the cluster. To be called before
 /// [`super::RaftNode::start`], and again with the same incarnation if it fails: the id stays the same.
 pub async fn join(
     pool: &Arc<Pool>,
     masters: &[String],
-    cluster: Uuid,
+    cluster: Option<Uuid>,
     incarnation: Uuid,
     address: &str,
     limits: &Limits,
-) -> Result<NodeId, String> {
+) -> Result<(NodeId, Uuid), String> {
     let request = pb::JoinRequest {
-        cluster: cluster.bytes(),
+        cluster: cluster.map(|cluster| cluster.bytes()).unwrap_or_default(),
         incarnation: incarnation.bytes(),
         address: address.to_owned(),
     };
@@ -55,10 +55,12 @@ pub async fn join(
             let deadline = CHANGE_DEADLINE;
             let call = pool.call::<calls::Join>(&target, &request, Vec::new(), deadline);
             match call.await {
-                Ok((reply, _)) if reply.errno == 0 && reply.node != 0 => {
-                    return Ok(NodeId(reply.node));
-                }
-                Ok((reply, _)) => last = format!("{target}: {}", reply.error),
+                Ok((reply, _)) => match Uuid::from_bytes(&reply.cluster) {
+                    Some(cluster) if reply.errno == 0 && reply.node != 0 => {
+                        return Ok((NodeId(reply.node), cluster));
+                    }
+                    _ => last = format!("{target}: {}", reply.error),
+                },
                 Err(CallError::Refused(refusal))
                     if refusal.code == RefusalCode::NotLeader && !refusal.message.is_empty() =>
                 {

@@ -225,6 +225,11 @@ impl<M: Machine> RaftNode<M> {
         look(&self.core.shared.lock().machine)
     }
 
+    /// This node's id.
+    pub fn node(&self) -> NodeId {
+        self.core.node
+    }
+
     /// The last entry applied; 0 before the first.
     pub fn applied(&self) -> LogIndex {
         self.core.applied()

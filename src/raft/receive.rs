@@ -205,14 +205,20 @@ impl<M: Machine> Core<M> {
 
     async fn handle_join(&self, request: &Incoming) -> Result<Outgoing, Refusal> {
         let request = request.decode::<calls::Join>()?;
-        if request.cluster[..] != self.cluster.0 {
+        // A new master may not know the cluster's id yet: it learns it from the answer.
+        if !request.cluster.is_empty() && request.cluster[..] != self.cluster.0 {
             let why = format!("this is cluster {}", self.cluster);
             return Err(Refusal::new(RefusalCode::WrongCluster, why));
         }
         let incarnation = Uuid::from_bytes(&request.incarnation)
             .ok_or_else(|| bad("an incarnation has 16 bytes".to_owned()))?;
         let added = members::add(self, request.address, incarnation).await.map_err(refusal)?;
-        let reply = pb::JoinReply { errno: 0, node: added.0, error: String::new() };
+        let reply = pb::JoinReply {
+            errno: 0,
+            node: added.0,
+            error: String::new(),
+            cluster: self.cluster.bytes(),
+        };
         Ok(Outgoing::new::<calls::Join>(&reply))
     }
 

@@ -225,16 +225,17 @@ async fn join_group(first: &Running, home: &mut Home) -> Running {
     home.address = probe.local_addr().expect("an address").to_string();
     drop(probe);
     let masters = [first.address.clone()];
-    let node = join(
+    let (node, cluster) = join(
         &Pool::new(Identity { node: 0, ..home.identity() }, home.limits.clone()),
         &masters,
-        CLUSTER,
+        Some(CLUSTER),
         home.incarnation,
         &home.address,
         &home.limits,
     )
     .await
     .expect("joins");
+    assert_eq!(cluster, CLUSTER);
     home.node = node.0;
     home.start(false).await.expect("starts")
 }
