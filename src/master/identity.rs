@@ -23,7 +23,9 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// Nothing there, and no masters to join.
-    #[error("{dir} is not a master's data directory: run `mooseng init` on it for a new cluster, or start with --join to enter one")]
+    #[error(
+        "{dir} is not a master's data directory: run `mooseng init` on it for a new cluster, or start with --join to enter one"
+    )]
     Missing {
         /// The directory.
         dir: String,
@@ -37,7 +39,9 @@ pub enum IdentityError {
         found: String,
     },
     /// The superblock can not be read.
-    #[error("{dir}/superblock is damaged ({what}): start this master anew in an empty directory with --join; a single master is restored from its backup")]
+    #[error(
+        "{dir}/superblock is damaged ({what}): start this master anew in an empty directory with --join; a single master is restored from its backup"
+    )]
     Corrupt {
         /// The directory.
         dir: String,
@@ -45,7 +49,9 @@ pub enum IdentityError {
         what: String,
     },
     /// It belongs to another cluster.
-    #[error("{dir} belongs to cluster {found}, this is configured for {wanted}: check [node] data_dir and [cluster] id")]
+    #[error(
+        "{dir} belongs to cluster {found}, this is configured for {wanted}: check [node] data_dir and [cluster] id"
+    )]
     WrongCluster {
         /// The directory.
         dir: String,
@@ -61,7 +67,9 @@ pub enum IdentityError {
         dir: String,
     },
     /// No master admitted this one in time.
-    #[error("no master of {asked:?} admitted this one: {last}; check the addresses and that they have a leader")]
+    #[error(
+        "no master of {asked:?} admitted this one: {last}; check the addresses and that they have a leader"
+    )]
     NotAdmitted {
         /// The masters asked.
         asked: Vec<String>,
@@ -134,10 +142,12 @@ pub(super) fn load(
 ) -> Result<pb::MasterSuperblock, IdentityError> {
     let dir = disk.describe();
     let found: Option<pb::MasterSuperblock> =
-        codec::read_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK)
-            .map_err(|error| IdentityError::Corrupt { dir: dir.clone(), what: error.to_string() })?;
+        codec::read_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK).map_err(
+            |error| IdentityError::Corrupt { dir: dir.clone(), what: error.to_string() },
+        )?;
     let Some(member) = found else {
-        let names = disk.list("").map_err(|error| IdentityError::Disk { dir: dir.clone(), error })?;
+        let names =
+            disk.list("").map_err(|error| IdentityError::Disk { dir: dir.clone(), error })?;
         if let Some(found) = names.into_iter().find(|n| n != LOCK) {
             return Err(IdentityError::NotEmpty { dir, found });
         }

@@ -14,8 +14,8 @@ pub use identity::{IdentityError, format};
 
 use crate::ids::{NodeId, Uuid};
 use crate::limits::Limits;
-use crate::pb;
 use crate::namespace::Namespace;
+use crate::pb;
 use crate::raft::{FatalHook, Observe, RaftConfig, RaftNode};
 use crate::seam::{self, Disk};
 use crate::tables::TableError;
@@ -112,8 +112,7 @@ impl Master {
         let server = Server::start(&config.listen, known, config.limits.clone(), router.clone())
             .await
             .map_err(|error| StartError::Listen { address: config.listen.clone(), error })?;
-        let address =
-            config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());
+        let address = config.advertise.clone().unwrap_or_else(|| server.local_addr().to_string());
         let pool = Pool::new(known, config.limits.clone());
         if member.node == 0 {
             identity::join(&disk, &mut member, &config, &pool, &address).await?;
@@ -129,9 +128,11 @@ impl Master {
             what: "the cluster id has not 16 bytes".to_owned(),
         })?;
         let incarnation = identity::incarnation(&disk, &member)?;
-        let raft =
-            RaftNode::start(raft_config(&config, &member, cluster, incarnation, &disk), pool.clone())
-                .await?;
+        let raft = RaftNode::start(
+            raft_config(&config, &member, cluster, incarnation, &disk),
+            pool.clone(),
+        )
+        .await?;
         let shared = Arc::new(Shared {
             raft,
             pool,

@@ -250,7 +250,9 @@ fn start_rebuild(
         let id = chunk.id;
         match rebuild(&shared, &chunk, shard, old, target, &sources).await {
             Ok(()) => tracing::info!(chunk = id, shard, %target, "replica rebuilt"),
-            Err(error) => tracing::warn!(chunk = id, shard, %target, error, "rebuild failed; it is tried again"),
+            Err(error) => {
+                tracing::warn!(chunk = id, shard, %target, error, "rebuild failed; it is tried again")
+            }
         }
         leave(&shared, id);
         let mut soft = shared.soft();
@@ -288,8 +290,7 @@ async fn rebuild(
     give_up_pending(shared, chunk).await.map_err(told)?;
     let command = pb::AllocReplicaCmd { chunk: chunk.id, shard, server: target.get() };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::AllocReplica(command)) };
-    let (term, _, outcome) =
-        shared.raft.propose(proposal).await.map_err(refusal).map_err(told)?;
+    let (term, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal).map_err(told)?;
     let Some(pb::outcome::Kind::Id(generation)) = outcome.kind else {
         return Err(format!("no generation for the copy: {}", Errno::new(outcome.errno)));
     };
@@ -315,7 +316,11 @@ async fn rebuild(
         .map_err(|error| error.to_string())?;
     reply.corrupt.iter().for_each(|bad| found_bad(shared, bad));
     if reply.length < shard_len(chunk, shard) {
-        return Err(format!("the copy has {} bytes, {} are needed", reply.length, shard_len(chunk, shard)));
+        return Err(format!(
+            "the copy has {} bytes, {} are needed",
+            reply.length,
+            shard_len(chunk, shard)
+        ));
     }
     let command = pb::ReplaceReplicaCmd {
         chunk: chunk.id,

@@ -102,7 +102,11 @@ async fn submit(shared: &Shared, batch: pb::Batch) -> Answer {
     if batch.ops.len() > shared.limits.batch_ops_max {
         return Err(Refusal::new(
             RefusalCode::BadRequest,
-            format!("{} operations in a batch, at most {}", batch.ops.len(), shared.limits.batch_ops_max),
+            format!(
+                "{} operations in a batch, at most {}",
+                batch.ops.len(),
+                shared.limits.batch_ops_max
+            ),
         ));
     }
     let session = batch.session.into();
@@ -194,14 +198,10 @@ async fn open_chunk(shared: &Shared, request: pb::OpenChunkRequest) -> Answer {
         _ => return refuse(crate::errno::Errno::new(outcome.errno)),
     };
     let view = shared.raft.view();
-    let info = namespace::chunk_info(&view, ChunkId(chunk.id))
-        .map_err(|error| shared.broken(&error))?;
-    let mut reply = pb::OpenChunkReply {
-        errno: 0,
-        chunk: info,
-        term: term.get(),
-        index: index.get(),
-    };
+    let info =
+        namespace::chunk_info(&view, ChunkId(chunk.id)).map_err(|error| shared.broken(&error))?;
+    let mut reply =
+        pb::OpenChunkReply { errno: 0, chunk: info, term: term.get(), index: index.get() };
     let soft = shared.soft();
     for server in reply.chunk.iter_mut().flat_map(|c| &mut c.servers) {
         server.alive = soft.alive(ServerId(server.server), &shared.limits);

@@ -142,11 +142,8 @@ pub(super) fn heartbeat(
     let server = ServerId(request.server);
     let mut reply =
         pb::HeartbeatReply { errno: 0, term: shared.raft.term().get(), send_report: false };
-    let known = shared
-        .raft
-        .view()
-        .get::<Servers>(&server)
-        .map_err(|error| shared.broken(&error))?;
+    let known =
+        shared.raft.view().get::<Servers>(&server).map_err(|error| shared.broken(&error))?;
     let active = known.is_some_and(|row| {
         matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining)
     });
@@ -196,7 +193,10 @@ pub(super) async fn report(
         soft.reports.page(server, round, request.first, request.last, chunks)
     };
     if let Some(present) = complete {
-        for row in view.range::<ServerChunks>(&(server, ChunkId(0)), Some(&(ServerId(server.get() + 1), ChunkId(0)))) {
+        for row in view.range::<ServerChunks>(
+            &(server, ChunkId(0)),
+            Some(&(ServerId(server.get() + 1), ChunkId(0))),
+        ) {
             let ((_, id), _) = row.map_err(fatal)?;
             if present.contains(&id.get()) {
                 continue;

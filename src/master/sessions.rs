@@ -54,11 +54,8 @@ pub(super) async fn keepalive(
     let session = SessionId(request.session);
     shared.raft.read_index().await.map_err(refusal)?;
     must_lead(shared)?;
-    let row = shared
-        .raft
-        .view()
-        .get::<Sessions>(&session)
-        .map_err(|error| shared.broken(&error))?;
+    let row =
+        shared.raft.view().get::<Sessions>(&session).map_err(|error| shared.broken(&error))?;
     let live = row.is_some_and(|row| !row.ended);
     if live {
         shared.soft().sessions.insert(session, seam::now());
