@@ -157,3 +157,18 @@ async fn a_new_identity_is_told_on_new_connections() {
     assert_eq!(ask(&pool, &address).await.unwrap().leader, 4);
     assert_eq!(slow.await.unwrap(), Ok(1200), "calls under way end in peace");
 }
+
+/// docs/PROTOCOL.md lists every call and refusal by the number that is on the wire.
+#[test]
+fn the_protocol_is_documented() {
+    let page = include_str!("../../../docs/PROTOCOL.md");
+    for (method, name) in calls::all() {
+        assert!(page.contains(&format!("| {method} | {name} |")), "{name}");
+    }
+    for code in RefusalCode::ALL {
+        assert!(page.contains(&format!("| {} | {code:?} |", *code as u16)), "{code:?}");
+    }
+    let (version, header) = (frame::VERSION, frame::HEADER_BYTES);
+    assert!(page.contains(&format!("The version is {version}.")));
+    assert!(page.contains(&format!("a header of {header} bytes")));
+}
