@@ -5,9 +5,13 @@
 #[cfg(not(feature = "sim"))]
 pub mod bench;
 #[cfg(not(feature = "sim"))]
+pub mod chunkserver;
+#[cfg(not(feature = "sim"))]
 pub mod cli;
 #[cfg(not(feature = "sim"))]
 pub mod config;
+#[cfg(not(feature = "sim"))]
+pub mod dev;
 #[cfg(not(feature = "sim"))]
 pub mod fail;
 #[cfg(not(feature = "sim"))]
@@ -15,7 +19,13 @@ pub mod limits_config;
 #[cfg(not(feature = "sim"))]
 pub mod logging;
 #[cfg(not(feature = "sim"))]
+pub mod master;
+#[cfg(not(feature = "sim"))]
+pub mod metrics;
+#[cfg(not(feature = "sim"))]
 pub mod mount;
+#[cfg(not(feature = "sim"))]
+pub mod nodes;
 #[cfg(not(feature = "sim"))]
 pub mod signals;
 

@@ -203,7 +203,7 @@ fn session_config(config: &MountConfig) -> Result<Config, MountError> {
     let mut out = Config::default();
     out.mount_options = vec![
         MountOption::FSName("mooseng".into()),
-        MountOption::Subtype(SUBTYPE.into()),
+        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
         MountOption::DefaultPermissions,
     ];
     let mut other = config.allow_other.unwrap_or_else(|| rustix::process::geteuid().is_root());

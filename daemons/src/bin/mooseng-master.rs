@@ -1,3 +1,9 @@
+#[cfg(not(feature = "sim"))]
+fn main() -> std::process::ExitCode {
+    mooseng_daemons::master::main()
+}
+
+#[cfg(feature = "sim")]
 fn main() {
     mooseng_daemons::refuse_simulated_build();
 }

@@ -2,15 +2,16 @@
 
 mod admin;
 mod class;
-mod connect;
+pub(crate) mod connect;
+mod init;
 pub(crate) mod out;
 mod place;
 mod status;
 mod umount;
 
-use crate::bench;
 use crate::config::Config;
 use crate::fail::{self, Fail};
+use crate::{bench, dev};
 use clap::{Args, Parser, Subcommand};
 use connect::Masters;
 use std::path::PathBuf;
@@ -55,6 +56,10 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Make the data directory of the first master of a new cluster
+    Init(init::InitArgs),
+    /// A whole cluster and a mount in one process, to try and develop with
+    Dev(dev::DevArgs),
     /// What the cluster is made of and how it is
     Status,
     /// The masters
@@ -92,6 +97,8 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Fail> {
     let common = cli.common;
     match cli.command {
+        Command::Init(args) => init::run(&common, &args),
+        Command::Dev(args) => dev::run(&args),
         Command::Bench(args) => bench::run(common.json, &args),
         Command::Umount(args) => umount::run(&common, &args),
         Command::Status => wait(status::run(&common)),
