@@ -3,10 +3,12 @@
 
 extern crate madsim_tokio as tokio;
 
+pub mod cluster;
 pub mod disk;
 pub mod failure;
 pub mod harness;
 pub mod models;
+pub mod oracles;
 pub mod rng;
 pub mod scenarios;
 pub mod stats;

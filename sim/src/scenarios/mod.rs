@@ -2,15 +2,30 @@
 
 mod disk_model;
 mod journal;
+mod raft_chaos;
 
 use crate::harness::{Mutant, Scenario};
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[disk_model::SCENARIO, journal::SCENARIO];
+pub const ALL: &[Scenario] = &[disk_model::SCENARIO, journal::SCENARIO, raft_chaos::SCENARIO];
 
 /// Every planted bug and the scenario that must catch it.
-pub const MUTANTS: &[Mutant] =
-    &[Mutant { bug: "NOSYNC", about: "acknowledged before fsync", scenario: "journal", seeds: 20 }];
+pub const MUTANTS: &[Mutant] = &[
+    Mutant { bug: "NOSYNC", about: "acknowledged before fsync", scenario: "journal", seeds: 20 },
+    Mutant {
+        bug: "M01",
+        about: "append acknowledged before log fsync",
+        scenario: "raft_chaos",
+        seeds: 20,
+    },
+    Mutant {
+        bug: "M02",
+        about: "vote granted before vote fsync",
+        scenario: "raft_chaos",
+        seeds: 20,
+    },
+    Mutant { bug: "M39", about: "retry applied twice", scenario: "raft_chaos", seeds: 20 },
+];
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {

@@ -12,15 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-/// Called with the sender's name and the frame at the moment it leaves.
-pub type Watcher = Box<dyn Fn(&str, &FrameInfo<'_>) + Send + Sync>;
+/// An oracle that sees frames. The names are those of the machine that sends or receives.
+pub trait Watcher: Send + Sync + 'static {
+    /// A frame is about to leave; it may be lost afterwards.
+    fn sent(&self, node: &str, frame: &FrameInfo<'_>);
+    /// A frame has arrived.
+    fn received(&self, _node: &str, _frame: &FrameInfo<'_>) {}
+}
 
 /// What happens to frames.
 pub struct Frames {
     rng: Mutex<Rng>,
     options: NetOptions,
     quiet: AtomicBool,
-    watchers: RwLock<Vec<Watcher>>,
+    watchers: RwLock<Vec<Box<dyn Watcher>>>,
 }
 
 struct Hooked(Arc<Frames>);
@@ -42,9 +47,14 @@ impl Frames {
         self.quiet.store(true, Ordering::Relaxed);
     }
 
-    /// Shows every frame that leaves to an oracle.
-    pub fn watch(&self, watcher: Watcher) {
-        self.watchers.write().unwrap_or_else(PoisonError::into_inner).push(watcher);
+    /// Shows every frame to an oracle.
+    pub fn watch(&self, watcher: impl Watcher) {
+        self.watchers.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
+    }
+
+    fn show(&self, look: impl Fn(&dyn Watcher)) {
+        let watchers = self.watchers.read().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(|watcher| look(watcher.as_ref()));
     }
 
     fn rng<T>(&self, work: impl FnOnce(&mut Rng) -> T) -> T {
@@ -105,14 +115,14 @@ impl Hook for Hooked {
     fn on_send(&self, frame: &FrameInfo<'_>) -> Verdict {
         let node = node::here();
         record("send", &node, frame);
-        for watcher in self.0.watchers.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            watcher(&node, frame);
-        }
+        self.0.show(|watcher| watcher.sent(&node, frame));
         self.0.verdict(frame)
     }
 
     fn on_recv(&self, frame: &FrameInfo<'_>) -> Verdict {
-        record("receive", &node::here(), frame);
+        let node = node::here();
+        record("receive", &node, frame);
+        self.0.show(|watcher| watcher.received(&node, frame));
         Verdict::Deliver
     }
 

@@ -1,0 +1,26 @@
+//! Real servers on simulated machines.
+
+pub mod raft_only;
+
+use mooseng::ids::Uuid;
+use std::net::Ipv4Addr;
+
+/// The id of every simulated cluster.
+pub const CLUSTER: Uuid = Uuid(*b"simulatedcluster");
+/// Port of masters.
+pub const MASTER_PORT: u16 = 9420;
+
+/// Address of master `number`, from 1.
+pub fn master_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 1, number as u8)
+}
+
+/// Address of client `number`, from 1.
+pub fn client_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 3, number as u8)
+}
+
+/// host:port of the masters 1 to `count`.
+pub fn master_addresses(count: u32) -> Vec<String> {
+    (1..=count).map(|number| format!("{}:{MASTER_PORT}", master_ip(number))).collect()
+}

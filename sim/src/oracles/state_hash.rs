@@ -1,0 +1,36 @@
+//! O4: whoever applies the log up to an index gets the same state, on every master, after every restart, and
+//! whether by entries or by snapshot.
+//!
+//! Not checked: that this state is the right one; that the hash covers what is on disk (checkpoints are read
+//! back at restarts only).
+
+use crate::failure::violation;
+use crate::stats;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The hash seen first at each index, and where.
+#[derive(Clone, Default)]
+pub struct StateHash(Arc<Mutex<BTreeMap<u64, (u64, String)>>>);
+
+impl StateHash {
+    /// `node` has applied everything up to `index` and its state hashes to `hash`.
+    pub fn applied(&self, node: &str, index: u64, hash: u64) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, by) = seen.entry(index).or_insert_with(|| (hash, node.to_owned())).clone();
+        drop(seen);
+        if first != hash {
+            violation(
+                "O4",
+                format!("at index {index} {by} has state {first:016x}, {node} has {hash:016x}"),
+            );
+        }
+        stats::count("states compared");
+    }
+
+    /// The highest index that anybody applied.
+    pub fn highest(&self) -> u64 {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.keys().next_back().copied().unwrap_or(0)
+    }
+}
