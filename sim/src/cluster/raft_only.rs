@@ -13,8 +13,8 @@ use mooseng::raft::{self, ProposeError, RaftConfig, RaftNode};
 use mooseng::seam::{self, Disk, OpenMode};
 use mooseng::wire::calls::{OpenSession, SubmitBatch};
 use mooseng::wire::{
-    Call, Handler, Identity, Incoming, Outgoing, Peer, Pool, Refusal, RefusalCode, Role as WireRole,
-    Server,
+    Call, Handler, Identity, Incoming, Outgoing, Peer, Pool, Refusal, RefusalCode,
+    Role as WireRole, Server,
 };
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -56,24 +56,17 @@ impl Masters {
         }
     }
 
-    /// Waits until every master is a voter, then makes the root directory.
+    /// Waits until every master is a voter.
     pub async fn form(&self, world: &World) {
         let names = world.names(Role::Master);
         for _ in 0..600 {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let leader = names.iter().filter_map(|name| self.get(name)).find(|node| node.is_leader());
+            let leader =
+                names.iter().filter_map(|name| self.get(name)).find(|node| node.is_leader());
             let Some(leader) = leader else { continue };
             let voters = leader.members().iter().filter(|member| member.voter).count();
             if voters == names.len() {
-                let init = pb::InitClusterCmd {
-                    cluster: CLUSTER.bytes(),
-                    default_layout: Some(pb::Layout { data: 1, parity: 0 }),
-                    cluster_epoch: 1,
-                    limits: None,
-                };
-                let kind = Some(pb::proposal::Kind::InitCluster(init));
-                let made = leader.propose(pb::Proposal { kind }).await;
-                trace::line("-", &format!("cluster of {voters}: {:?}", made.map(|done| done.1)));
+                trace::line("-", &format!("a group of {voters}"));
                 return;
             }
         }
@@ -126,6 +119,9 @@ impl Masters {
             pool,
         );
         let raft = started.await.map_err(|error| error.to_string())?;
+        if config.number == 1 && known == 0 {
+            begin(&raft, incarnation, &address).await?;
+        }
         if known == 0 {
             save(&*disk, incarnation, node).map_err(|e| e.to_string())?;
         }
@@ -139,6 +135,31 @@ impl Masters {
         context.say(&format!("runs as master {node}"));
         watch(context, &raft).await
     }
+}
+
+/// The first master's first commands: the root directory, and its own id.
+async fn begin(raft: &RaftNode, incarnation: Uuid, address: &str) -> Result<(), String> {
+    while !raft.is_leader_ready() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let init = pb::InitClusterCmd {
+        cluster: CLUSTER.bytes(),
+        default_layout: Some(pb::Layout { data: 1, parity: 0 }),
+        cluster_epoch: 1,
+        limits: None,
+    };
+    let (incarnation, address) = (incarnation.bytes(), address.to_owned());
+    let register = pb::RegisterMasterCmd { incarnation, address, node: 1 };
+    for kind in
+        [pb::proposal::Kind::InitCluster(init), pb::proposal::Kind::RegisterMaster(register)]
+    {
+        let proposed = raft.propose(pb::Proposal { kind: Some(kind) }).await;
+        let (_, _, outcome) = proposed.map_err(|error| error.to_string())?;
+        if outcome.errno != 0 {
+            return Err(format!("beginning the cluster: errno {}", outcome.errno));
+        }
+    }
+    Ok(())
 }
 
 struct Config {
@@ -227,14 +248,18 @@ impl Shell {
                     host: asked.host,
                 });
                 match propose(kind).await? {
-                    Some(pb::outcome::Kind::Session(reply)) => Ok(Outgoing::new::<OpenSession>(&reply)),
+                    Some(pb::outcome::Kind::Session(reply)) => {
+                        Ok(Outgoing::new::<OpenSession>(&reply))
+                    }
                     _ => Err(unexpected()),
                 }
             }
             SubmitBatch::METHOD => {
                 let batch = request.decode::<SubmitBatch>()?;
                 match propose(pb::proposal::Kind::Batch(batch)).await? {
-                    Some(pb::outcome::Kind::Batch(reply)) => Ok(Outgoing::new::<SubmitBatch>(&reply)),
+                    Some(pb::outcome::Kind::Batch(reply)) => {
+                        Ok(Outgoing::new::<SubmitBatch>(&reply))
+                    }
                     _ => Err(unexpected()),
                 }
             }

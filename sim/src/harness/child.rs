@@ -28,6 +28,9 @@ pub fn child_main(scenarios: &[Scenario]) {
     let name = args.get(2).expect("name of the scenario");
     let seed = args.get(3).and_then(|seed| seed.parse().ok()).expect("seed");
     let bug = args.get(4).map(String::as_str);
+    if std::env::var("MOOSENG_TIMELINE").is_ok() {
+        trace::print_lines();
+    }
     let scenario = scenarios.iter().find(|known| known.name == name).expect("a known scenario");
     let report = run_here(scenario, seed, bug);
     for line in trace::last_lines() {

@@ -58,7 +58,9 @@ impl Persist {
         let image = disks.first()?.durable();
         match wal::inspect(image.as_ref()) {
             Ok(log) => Some(log),
-            Err(error) => violation("O13", format!("{node}: a power loss now corrupts the log: {error}")),
+            Err(error) => {
+                violation("O13", format!("{node}: a power loss now corrupts the log: {error}"))
+            }
         }
     }
 
@@ -67,11 +69,8 @@ impl Persist {
         let (true, Some(vote), Some(log)) = (reply.granted, reply.vote, self.log(node)) else {
             return;
         };
-        let vote = Vote {
-            term: vote.term.into(),
-            node: vote.node.into(),
-            committed: vote.committed,
-        };
+        let vote =
+            Vote { term: vote.term.into(), node: vote.node.into(), committed: vote.committed };
         stats::count("O13 votes checked");
         if log.vote < Some(vote) {
             violation("O13", format!("{node} grants {vote:?}, durable is {:?}", log.vote));

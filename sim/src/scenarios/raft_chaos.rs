@@ -176,8 +176,7 @@ impl Client {
     fn new(context: NodeContext, options: &Options, ledger: Ledger) -> Client {
         let masters = master_addresses(options.masters);
         let limits = options.limits();
-        let rng = Rng::new(options.seed)
-            .fork(&format!("{} {}", context.name, context.incarnation));
+        let rng = Rng::new(options.seed).fork(&format!("{} {}", context.name, context.incarnation));
         let identity = Identity {
             cluster: Some(CLUSTER),
             role: WireRole::Client,
@@ -199,7 +198,8 @@ impl Client {
     /// Calls the leader until it answers.
     async fn call<C: mooseng::wire::Call>(&mut self, request: &C::Request) -> C::Reply {
         loop {
-            let call = self.pool.call::<C>(&self.leader, request, vec![], Duration::from_millis(800));
+            let call =
+                self.pool.call::<C>(&self.leader, request, vec![], Duration::from_millis(800));
             match call.await {
                 Ok((reply, _)) => return reply,
                 Err(CallError::Refused(refusal))
@@ -300,7 +300,8 @@ impl Client {
             }
             _ => {
                 fresh("alloc", b"inodes");
-                session.inodes = result.first_inode..result.first_inode + u64::from(result.inode_count);
+                session.inodes =
+                    result.first_inode..result.first_inode + u64::from(result.inode_count);
             }
         }
     }

@@ -154,9 +154,12 @@ impl Options {
         }
     }
 
-    /// The limits to run with.
+    /// The limits to run with. Log segments are always small: oracles read the log over and over.
     pub fn limits(&self) -> Arc<Limits> {
-        Arc::new(if self.tiny { Limits::tiny() } else { Limits::production() })
+        Arc::new(match self.tiny {
+            true => Limits::tiny(),
+            false => Limits { wal_segment_bytes: 256 << 10, ..Limits::production() },
+        })
     }
 
     /// Without any fault: for scenarios that add their own.
