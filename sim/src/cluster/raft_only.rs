@@ -193,8 +193,9 @@ async fn join(
     seam::settle().await;
     let pool = Pool::new(me, config.limits.clone());
     let masters = master_addresses(config.count);
-    let joined = raft::join(&pool, &masters, CLUSTER, incarnation, address, &config.limits).await?;
-    Ok(joined.0)
+    let cluster = Some(CLUSTER);
+    let joined = raft::join(&pool, &masters, cluster, incarnation, address, &config.limits).await?;
+    Ok(joined.0.get())
 }
 
 const IDENTITY: &str = "identity";
