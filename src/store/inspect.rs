@@ -25,3 +25,15 @@ pub fn inspect(disk: &dyn Disk) -> io::Result<Vec<(ReplicaId, u64)>> {
     all.sort();
     Ok(all)
 }
+
+/// The length that recovery would give one replica; `None` if it would not be there.
+pub fn inspect_replica(disk: &dyn Disk, id: ReplicaId) -> io::Result<Option<u64>> {
+    if !disk.exists(&id.path())? {
+        return Ok(None);
+    }
+    match examine(disk, id) {
+        Ok(found) => Ok(Some(found.length)),
+        Err(ExamineError::Io(error)) => Err(error),
+        Err(ExamineError::Version(_)) => Err(io::ErrorKind::InvalidData.into()),
+    }
+}

@@ -28,7 +28,7 @@ mod write;
 mod writer;
 
 pub use format::ReplicaId;
-pub use inspect::inspect;
+pub use inspect::{inspect, inspect_replica};
 pub use open::Store;
 pub use read::Blocks;
 pub use rebuild::Build;

@@ -1,5 +1,6 @@
 //! Real servers on simulated machines.
 
+pub mod full;
 pub mod raft_only;
 
 use mooseng::ids::Uuid;
@@ -13,6 +14,11 @@ pub const MASTER_PORT: u16 = 9420;
 /// Address of master `number`, from 1.
 pub fn master_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 1, number as u8)
+}
+
+/// Address of chunkserver `number`, from 1.
+pub fn chunkserver_ip(number: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 2, number as u8)
 }
 
 /// Address of client `number`, from 1.

@@ -1,5 +1,6 @@
 //! What is simulated. Each scenario has a file of its own.
 
+mod cluster_chaos;
 mod disk_model;
 mod journal;
 mod raft_chaos;
@@ -7,7 +8,8 @@ mod raft_chaos;
 use crate::harness::{Mutant, Scenario};
 
 /// Every scenario.
-pub const ALL: &[Scenario] = &[disk_model::SCENARIO, journal::SCENARIO, raft_chaos::SCENARIO];
+pub const ALL: &[Scenario] =
+    &[disk_model::SCENARIO, journal::SCENARIO, raft_chaos::SCENARIO, cluster_chaos::SCENARIO];
 
 /// Every planted bug and the scenario that must catch it.
 pub const MUTANTS: &[Mutant] = &[
@@ -23,6 +25,12 @@ pub const MUTANTS: &[Mutant] = &[
         about: "vote granted before vote fsync",
         scenario: "raft_chaos",
         seeds: 20,
+    },
+    Mutant {
+        bug: "M21",
+        about: "chunk acknowledged before fsync",
+        scenario: "cluster_chaos",
+        seeds: 10,
     },
     Mutant { bug: "M39", about: "retry applied twice", scenario: "raft_chaos", seeds: 20 },
 ];

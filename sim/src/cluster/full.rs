@@ -1,0 +1,215 @@
+//! A whole cluster: masters, chunkservers and mounts as the daemons run them.
+
+use super::{CLUSTER, MASTER_PORT, chunkserver_ip, client_ip, master_addresses, master_ip};
+use crate::disk::SimDisk;
+use crate::failure::stuck;
+use crate::oracles::state_hash::StateHash;
+use crate::trace;
+use crate::world::{NodeContext, NodeSpec, Role, World};
+use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
+use mooseng::client::{Client, ClientConfig};
+use mooseng::erasure::Layout;
+use mooseng::ids::ServerId;
+use mooseng::master::{self, Master, MasterConfig};
+use mooseng::namespace::tables::{Degraded, Servers};
+use mooseng::pb::ServerState;
+use mooseng::raft::RaftNode;
+use mooseng::tables::Read;
+use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+const CHUNK_PORT: u16 = 9422;
+const DISK_BYTES: u64 = 256 << 20;
+
+/// The running masters by machine, for the test to look into.
+#[derive(Clone, Default)]
+pub struct Cluster {
+    masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
+    hashes: StateHash,
+}
+
+impl Cluster {
+    /// Adds the machines of masters and chunkservers.
+    pub fn add(&self, world: &Arc<World>) {
+        let seed = world.options.seed;
+        for number in 1..=world.options.masters {
+            let name = format!("m{number}");
+            let disk = SimDisk::new(&name, DISK_BYTES, seed);
+            let (cluster, options) = (self.clone(), world.options.clone());
+            let start = move |context: NodeContext| {
+                let (cluster, options) = (cluster.clone(), options.clone());
+                let main = async move {
+                    if let Err(error) = cluster.master(&context, number, &options).await {
+                        context.say(&format!("does not run: {error}"));
+                    }
+                };
+                Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+            };
+            let (role, ip) = (Role::Master, master_ip(number));
+            world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
+        }
+        for number in 1..=world.options.chunkservers {
+            let name = format!("s{number}");
+            let disk = SimDisk::new(&name, DISK_BYTES, seed);
+            let (limits, masters) = (world.limits(), master_addresses(world.options.masters));
+            let start = move |context: NodeContext| {
+                let config = ChunkserverConfig {
+                    listen: format!("{}:{CHUNK_PORT}", context.ip),
+                    masters: masters.clone(),
+                    limits: limits.clone(),
+                    cluster: Some(CLUSTER),
+                    ..ChunkserverConfig::default()
+                };
+                let main = async move {
+                    match Chunkserver::start(config, context.disks.clone()).await {
+                        Ok(_running) => pending().await,
+                        Err(error) => context.say(&format!("does not run: {error}")),
+                    }
+                };
+                Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+            };
+            let (role, ip) = (Role::Chunkserver, chunkserver_ip(number));
+            world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
+        }
+    }
+
+    async fn master(
+        &self,
+        context: &NodeContext,
+        number: u32,
+        options: &crate::world::Options,
+    ) -> Result<(), String> {
+        let (disk, limits) = (context.disks[0].clone(), options.limits());
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let fresh = !disk.exists("superblock").map_err(|e| text(&e))?;
+        if number == 1 && fresh {
+            let layout = Layout::new(options.data, options.parity).map_err(|e| text(&e))?;
+            master::format(&disk, CLUSTER, layout, &limits).map_err(|e| text(&e))?;
+        }
+        let (name, hashes) = (context.name.clone(), self.hashes.clone());
+        let aborts = context.aborts();
+        let config = MasterConfig {
+            listen: format!("{}:{MASTER_PORT}", context.ip),
+            advertise: None,
+            cluster: Some(CLUSTER),
+            join: master_addresses(options.masters),
+            limits,
+            fatal: Arc::new(move |why: &str| aborts(why.to_owned())),
+            observe: Some(Arc::new(move |index, hash| hashes.applied(&name, index.0, hash))),
+        };
+        let master = Master::start(config, disk).await.map_err(|e| text(&e))?;
+        let raft = master.raft().clone();
+        let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(context.name.clone(), raft.clone());
+        drop(running);
+        context.say(&format!("runs as {}", master.node()));
+        let mut before = (raft.term(), false);
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let now = (raft.term(), raft.is_leader());
+            if now != before {
+                let role = if now.1 { "leads" } else { "follows" };
+                context.say(&format!("{role} in {}, applied {}", now.0, raft.applied()));
+                before = now;
+            }
+        }
+    }
+
+    /// The raft node of this machine; `None` until it has started.
+    pub fn get(&self, name: &str) -> Option<Arc<RaftNode>> {
+        self.masters.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// How many voters make a majority, as this machine knows its group.
+    pub fn majority(&self, name: &str) -> usize {
+        self.get(name).map_or(1, |node| voters(&node)) / 2 + 1
+    }
+
+    fn leader(&self, world: &World) -> Option<Arc<RaftNode>> {
+        let names = world.names(Role::Master);
+        names.iter().filter_map(|name| self.get(name)).find(|node| node.is_leader_ready())
+    }
+
+    /// Waits until all masters vote and all chunkservers are registered.
+    pub async fn form(&self, world: &World) {
+        let servers = world.options.chunkservers as usize;
+        for _ in 0..900 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let Some(leader) = self.leader(world) else { continue };
+            let known = leader.view().range::<Servers>(&ServerId(0), None).count();
+            if voters(&leader) == world.names(Role::Master).len() && known == servers {
+                trace::line("-", &format!("{} masters, {known} chunkservers", voters(&leader)));
+                return;
+            }
+        }
+        stuck("O7", "the cluster does not form within 90 s");
+    }
+
+    /// O7: after healing, all masters have applied the same, and every chunk is whole again.
+    pub async fn converge(&self, world: &World) {
+        let names = world.names(Role::Master);
+        let mut why = String::new();
+        for _ in 0..900 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let nodes: Vec<_> = names.iter().filter_map(|name| self.get(name)).collect();
+            let Some(leader) = self.leader(world) else {
+                "no leader".clone_into(&mut why);
+                continue;
+            };
+            let applied: Vec<_> = nodes.iter().map(|node| node.applied()).collect();
+            let view = leader.view();
+            let degraded = view.range::<Degraded>(&Default::default(), None).count();
+            let rows = view.range::<Servers>(&ServerId(0), None);
+            let away = rows
+                .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() != ServerState::Active));
+            let away = away.count();
+            if applied.iter().all(|index| *index == applied[0]) && degraded == 0 && away == 0 {
+                return;
+            }
+            why = format!("applied {applied:?}, {degraded} degraded chunks, {away} servers away");
+        }
+        stuck("O7", format!("not converged 90 s after healing: {why}"));
+    }
+}
+
+fn voters(node: &RaftNode) -> usize {
+    node.members().iter().filter(|member| member.voter).count()
+}
+
+/// A machine that mounts the cluster.
+pub fn mount(
+    world: &Arc<World>,
+    number: u32,
+    main: impl Fn(NodeContext, ClientConfig) -> Pin<Box<dyn Future<Output = ()>>>
+    + Send
+    + Sync
+    + 'static,
+) {
+    let config = ClientConfig {
+        masters: master_addresses(world.options.masters),
+        cluster: Some(CLUSTER),
+        host: format!("c{number}"),
+        limits: world.limits(),
+    };
+    world.add_node(NodeSpec {
+        name: config.host.clone(),
+        role: Role::Client,
+        ip: client_ip(number),
+        disks: vec![],
+        start: Arc::new(move |context| main(context, config.clone())),
+    });
+}
+
+/// Connects until it succeeds.
+pub async fn connect(context: &NodeContext, config: &ClientConfig) -> Arc<Client> {
+    loop {
+        match Client::connect(config.clone()).await {
+            Ok(client) => return client,
+            Err(error) => context.say(&format!("no session: {error}")),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

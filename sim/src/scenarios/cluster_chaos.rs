@@ -1,0 +1,349 @@
+//! A whole cluster stores files while machines crash, lose power (all at once too) and the network splits.
+//! Clients create, write, sync, read, reopen and remove files of their own and read those of others; a client
+//! that died comes back as another one and checks what it left.
+//!
+//! Checked: O2 and O3 (blocks and names), O4, O12, O13 (log, votes, chunks), the namespace's invariants
+//! (O10), and after healing convergence to full redundancy with new operations served (O7). Not checked:
+//! permanent loss of machines; names shared by two writers; times.
+
+use crate::cluster::full::{Cluster, connect, mount};
+use crate::failure::{stuck, violation};
+use crate::harness::Scenario;
+use crate::oracles::ledger::{BLOCK, Ledger};
+use crate::oracles::persist::Persist;
+use crate::oracles::persist_chunks::PersistChunks;
+use crate::rng::Rng;
+use crate::stats;
+use crate::world::inject::{Budget, chaos};
+use crate::world::{NodeContext, Options, Role, World};
+use mooseng::client::{Client, Handle, NewFile};
+use mooseng::errno::Errno;
+use mooseng::ids::{InodeId, ROOT};
+use mooseng::namespace;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "cluster_chaos",
+    about: "a whole cluster stores files through kills, power losses and partitions",
+    seeds: 24,
+    limit: Duration::from_secs(600),
+    must_count: &[
+        stats::OPERATIONS,
+        stats::FSYNCS,
+        "states compared",
+        "blocks checked",
+        "O13 votes checked",
+        "O13 commits checked",
+        "O13 chunk syncs checked",
+        "fault: kill",
+        "fault: power loss",
+        "fault: blackout",
+        "fault: pause",
+        "fault: partition",
+        "fault: one-way cut",
+        "fault: isolation",
+        "fault: lag",
+        "fault: slow disk",
+        "fault: lost sectors",
+        "fault: request lost",
+        "fault: reply lost",
+    ],
+    run: |seed| Box::pin(run(seed)),
+};
+
+/// Blocks of the longest file.
+const BLOCKS_MAX: usize = 160;
+/// Open files of one client.
+const OPEN_MAX: usize = 4;
+/// Open flags.
+const READ_WRITE: i32 = 2;
+const READ_ONLY: i32 = 0;
+
+async fn run(seed: u64) {
+    let options = Options::draw(seed);
+    // Half of the runs with copies, a few of them single; erasure coding where there are enough servers.
+    let (data, parity) = match (seed % 4, options.chunkservers >= 6) {
+        (0, true) => (4, 2),
+        _ => (1, options.parity),
+    };
+    let world = World::new(Options { data, parity, ..options });
+    let cluster = Cluster::default();
+    let watching = cluster.clone();
+    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
+    world.frames.watch(PersistChunks::new(&world));
+    cluster.add(&world);
+    cluster.form(&world).await;
+    let (ledger, calm) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
+    for number in 1..=world.options.clients {
+        let (ledger, calm, seed) = (ledger.clone(), calm.clone(), world.options.seed);
+        mount(&world, number, move |context, config| {
+            let (ledger, calm) = (ledger.clone(), calm.clone());
+            Box::pin(async move {
+                ledger.died(&format!("{}-", context.name));
+                let client = connect(&context, &config).await;
+                let name = format!("{} {}", context.name, context.incarnation);
+                let rng = Rng::new(seed).fork(&name);
+                Worker { context, client, ledger, calm, rng, open: vec![], files: 0 }.run().await
+            })
+        });
+    }
+    tokio::spawn(world.clone().supervise());
+    let time = Duration::from_millis(world.options.chaos_ms);
+    chaos(world.clone(), Budget::of(&world), time).await;
+    world.heal().await;
+    serves_again().await;
+    calm.store(true, Ordering::Relaxed);
+    audit(&world, &ledger).await;
+    for name in world.names(Role::Client) {
+        world.kill(&name);
+    }
+    cluster.converge(&world).await;
+    check(&world, &cluster);
+    world.count_disk_faults();
+}
+
+/// O7: fsyncs are acknowledged again soon after healing.
+async fn serves_again() {
+    let before = stats::get(stats::FSYNCS);
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if stats::get(stats::FSYNCS) > before + 3 {
+            return;
+        }
+    }
+    stuck("O7", "no fsync acknowledged within 60 s of healing");
+}
+
+/// O10 on every master.
+fn check(world: &World, cluster: &Cluster) {
+    for name in world.names(Role::Master) {
+        let view = cluster.get(&name).expect("converged").view();
+        if let Err(broken) = namespace::check(&view) {
+            violation("O10", format!("{name}: {broken}"));
+        }
+    }
+}
+
+/// A new mount, without caches, reads everything that was ever promised.
+async fn audit(world: &Arc<World>, ledger: &Ledger) {
+    let done = Arc::new(Mutex::new(false));
+    let (ledger, finished) = (ledger.clone(), done.clone());
+    mount(world, 100, move |context, config| {
+        let (ledger, finished) = (ledger.clone(), finished.clone());
+        Box::pin(async move {
+            let client = connect(&context, &config).await;
+            for name in ledger.names() {
+                audit_file(&client, &ledger, &name).await;
+            }
+            *finished.lock().expect("audit") = true;
+        })
+    });
+    for _ in 0..1800 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if *done.lock().expect("audit") {
+            return;
+        }
+    }
+    stuck("O7", "the audit does not end within 180 s of healing");
+}
+
+async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) {
+    let floors = ledger.floors(name);
+    let found = client.lookup(ROOT, name.as_bytes()).await;
+    match found {
+        Ok(_) => ledger.check_name("audit", name, true),
+        Err(Errno::ENOENT) => return ledger.check_name("audit", name, false),
+        Err(errno) => violation("O7", format!("audit: lookup of {name}: {errno:?}")),
+    }
+    let Ok(attr) = found else { return };
+    let read = read_whole(client, InodeId(attr.inode)).await;
+    match read {
+        Ok(bytes) => {
+            stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+            if (bytes.len() as u64) < attr.size {
+                violation(
+                    "O2",
+                    format!("audit: {name} of {} bytes ends at {}", attr.size, bytes.len()),
+                );
+            }
+            ledger.check("audit", name, 0, &padded(bytes), &floors, false);
+        }
+        Err(errno) => violation("O3", format!("audit: {name} can not be read: {errno:?}")),
+    }
+}
+
+/// Nothing lies beyond the end: as zeros, which no floor accepts.
+fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.resize(bytes.len().max(BLOCKS_MAX * BLOCK), 0);
+    bytes
+}
+
+async fn read_whole(client: &Arc<Client>, inode: InodeId) -> Result<Vec<u8>, Errno> {
+    let handle = client.open(inode, READ_ONLY).await?;
+    let read = client.read(handle, 0, BLOCKS_MAX * BLOCK).await;
+    client.release(handle).await;
+    Ok(read?.concat())
+}
+
+struct Open {
+    name: String,
+    inode: InodeId,
+    handle: Handle,
+}
+
+/// One process that works on files.
+struct Worker {
+    context: NodeContext,
+    client: Arc<Client>,
+    ledger: Ledger,
+    calm: Arc<AtomicBool>,
+    rng: Rng,
+    open: Vec<Open>,
+    files: u32,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        self.context.say("works");
+        loop {
+            tokio::time::sleep(Duration::from_millis(self.rng.range(1, 40))).await;
+            if self.calm.load(Ordering::Relaxed) {
+                // What is written now would change under the audit's eyes.
+                return std::future::pending().await;
+            }
+            let outcome = match self.rng.below(100) {
+                _ if self.open.is_empty() => self.create().await,
+                0..10 if self.open.len() < OPEN_MAX => self.create().await,
+                0..45 => self.write().await,
+                45..65 => self.fsync().await,
+                65..80 => self.read_own().await,
+                80..90 => self.read_other().await,
+                90..95 => self.reopen().await,
+                _ => self.remove().await,
+            };
+            match outcome {
+                Ok(()) => stats::count(stats::OPERATIONS),
+                Err(errno) => {
+                    stats::count("operations failed");
+                    self.context.say(&format!("an operation fails: {errno:?}"));
+                }
+            }
+        }
+    }
+
+    async fn create(&mut self) -> Result<(), Errno> {
+        self.files += 1;
+        let name = format!("{}-{}-{}", self.context.name, self.context.incarnation, self.files);
+        self.ledger.creating(&name);
+        let new = NewFile { mode: 0o644, flags: READ_WRITE, ..NewFile::default() };
+        let (attr, handle) = self.client.create(ROOT, name.as_bytes(), new).await?;
+        self.ledger.created(&name);
+        self.open.push(Open { name, inode: InodeId(attr.inode), handle });
+        Ok(())
+    }
+
+    /// An open file; what failed on it before makes its un-synced writes uncertain.
+    fn pick(&mut self) -> (String, InodeId, Handle) {
+        let at = self.rng.index(self.open.len());
+        let open = &self.open[at];
+        (open.name.clone(), open.inode, open.handle)
+    }
+
+    async fn write(&mut self) -> Result<(), Errno> {
+        let (name, _, handle) = self.pick();
+        let count = match self.rng.chance(2, 3) {
+            true => self.rng.range(1, 6),
+            false => self.rng.range(6, 80),
+        } as usize;
+        let first = self.rng.index(BLOCKS_MAX - count);
+        let bytes = self.ledger.write(&name, first, count);
+        let written = self.client.write(handle, (first * BLOCK) as u64, bytes.into()).await;
+        self.heed(&name, written.map(drop))
+    }
+
+    async fn fsync(&mut self) -> Result<(), Errno> {
+        let (name, _, handle) = self.pick();
+        let position = self.ledger.position(&name);
+        let synced = self.client.fsync(handle, false).await;
+        if synced.is_ok() {
+            self.ledger.synced(&name, position);
+            stats::count(stats::FSYNCS);
+        }
+        self.heed(&name, synced)
+    }
+
+    /// After a failure nobody knows which un-synced writes are lost, and the name is left alone.
+    fn heed(&mut self, name: &str, outcome: Result<(), Errno>) -> Result<(), Errno> {
+        if outcome.is_err() {
+            self.ledger.failed(name);
+            self.open.retain(|open| open.name != name);
+        }
+        outcome
+    }
+
+    async fn read_own(&mut self) -> Result<(), Errno> {
+        let (name, _, handle) = self.pick();
+        let floors = self.ledger.floors(&name);
+        let first = self.rng.index(BLOCKS_MAX);
+        let count = self.rng.range(1, (BLOCKS_MAX - first) as u64 + 1) as usize;
+        let read = self.client.read(handle, (first * BLOCK) as u64, count * BLOCK).await;
+        let bytes = match read {
+            Ok(pieces) => pieces.concat(),
+            Err(errno) => return self.heed(&name, Err(errno)),
+        };
+        stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+        self.ledger.check(&self.context.name, &name, first, &bytes, &floors, true);
+        Ok(())
+    }
+
+    async fn read_other(&mut self) -> Result<(), Errno> {
+        let names = self.ledger.names();
+        let name = self.rng.pick(&names).clone();
+        let floors = self.ledger.floors(&name);
+        let existed = self.ledger.exists(&name);
+        let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
+            Ok(attr) => attr,
+            // Entries may be cached for their time to live.
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        match read_whole(&self.client, InodeId(attr.inode)).await {
+            Ok(bytes) => {
+                stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+                self.ledger.check(&self.context.name, &name, 0, &bytes, &floors, false);
+                Ok(())
+            }
+            Err(Errno::ESTALE | Errno::ENOENT) if !(existed && self.ledger.exists(&name)) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    async fn reopen(&mut self) -> Result<(), Errno> {
+        let (name, inode, handle) = self.pick();
+        let flushed = self.client.flush(handle).await;
+        self.client.release(handle).await;
+        self.heed(&name, flushed)?;
+        match self.client.open(inode, READ_WRITE).await {
+            Ok(handle) => {
+                let open = self.open.iter_mut().find(|open| open.name == name);
+                open.expect("still listed").handle = handle;
+                Ok(())
+            }
+            Err(errno) => self.heed(&name, Err(errno)),
+        }
+    }
+
+    async fn remove(&mut self) -> Result<(), Errno> {
+        let (name, _, handle) = self.pick();
+        self.open.retain(|open| open.name != name);
+        self.ledger.removing(&name);
+        let removed = self.client.unlink(ROOT, name.as_bytes()).await;
+        if removed.is_ok() {
+            self.ledger.removed(&name);
+        }
+        self.client.release(handle).await;
+        removed
+    }
+}
