@@ -17,6 +17,8 @@ use crate::tables::Read;
 /// Ids of one cluster epoch lie above those of all earlier ones (rule B4: a restored backup must not hand out
 /// ids that the lost future already used).
 const EPOCH_SHIFT: u32 = 40;
+/// Number of the master that founded the cluster.
+const FOUNDER: u64 = 1;
 /// The name of class 0.
 const DEFAULT_CLASS: &str = "default";
 
@@ -84,7 +86,8 @@ impl State<'_> {
         let node = match known {
             Some(known) if cmd.node == 0 || cmd.node == known.id => known.id,
             Some(_) => return Err(Errno::EEXIST.into()),
-            None if cmd.node == 0 => self.counters.next_node.max(1),
+            // 1 is the founder's, also when another master joins before it has registered.
+            None if cmd.node == 0 => self.counters.next_node.max(FOUNDER + 1),
             None if self.db.contains::<Masters>(&NodeId(cmd.node))? => {
                 crate::mark!("empty directory under a known master id refused");
                 return Err(Errno::EEXIST.into());
