@@ -1,6 +1,9 @@
 //! O13 for chunkservers: when a reply to Append with sync, or to Sync, leaves, the replica is durable up to
 //! the length that was asked for: a power loss right then would not shorten it.
 //!
+//! A replica that a master sealed or deleted meanwhile is left out: its end may be cut off again, and no
+//! commit will ever name it.
+//!
 //! Not checked: that the bytes are the right ones (block CRCs and O2 do that).
 
 use crate::failure::violation;
@@ -9,24 +12,29 @@ use crate::world::World;
 use crate::world::frames::Watcher;
 use mooseng::pb;
 use mooseng::store::{ReplicaId, inspect_replica};
-use mooseng::wire::calls::{Append, Sync};
+use mooseng::wire::calls::{Append, Delete, Seal, Sync};
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::FrameInfo;
 use mooseng::wire::{Call, Role};
 use prost::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The oracle.
 pub struct PersistChunks {
     world: Weak<World>,
     asked: Mutex<BTreeMap<(String, u64), (ReplicaId, u64)>>,
+    cut: Mutex<BTreeSet<(String, ReplicaId)>>,
 }
 
 impl PersistChunks {
     /// Watches all frames of a world.
     pub fn new(world: &Arc<World>) -> PersistChunks {
-        PersistChunks { world: Arc::downgrade(world), asked: Mutex::default() }
+        PersistChunks {
+            world: Arc::downgrade(world),
+            asked: Mutex::default(),
+            cut: Mutex::default(),
+        }
     }
 
     /// The replica and the length that an answer to this request promises.
@@ -41,8 +49,25 @@ impl PersistChunks {
         Some((ReplicaId::from_pb(request.replica.as_ref()?)?, request.up_to))
     }
 
+    /// The replica that this request cuts or deletes.
+    fn cuts(frame: &FrameInfo<'_>) -> Option<ReplicaId> {
+        let replica = match frame.method {
+            Seal::METHOD => pb::SealRequest::decode(frame.body).ok()?.replica,
+            Delete::METHOD => pb::DeleteRequest::decode(frame.body).ok()?.replica,
+            _ => None,
+        };
+        ReplicaId::from_pb(replica.as_ref()?)
+    }
+
+    fn cut(&self) -> std::sync::MutexGuard<'_, BTreeSet<(String, ReplicaId)>> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn check(&self, node: &str, id: ReplicaId, wanted: u64) {
         let Some(world) = self.world.upgrade() else { return };
+        if self.cut().contains(&(node.to_owned(), id)) {
+            return;
+        }
         stats::count("O13 chunk syncs checked");
         let disks = world.disks(node);
         let durable = disks
@@ -79,6 +104,11 @@ impl Watcher for PersistChunks {
         {
             let key = (node.to_owned(), frame.request_id);
             self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(key, promise);
+        }
+        if frame.kind == Kind::Request
+            && let Some(id) = PersistChunks::cuts(frame)
+        {
+            self.cut().insert((node.to_owned(), id));
         }
     }
 }
