@@ -251,7 +251,7 @@ impl Client {
     }
 
     fn draw(&mut self, session: &mut Session) -> Vec<op::Op> {
-        let count = self.rng.range(1, self.limits.batch_ops_max as u64 + 1);
+        let count = self.rng.range(1, self.limits.batch_ops_max.min(16) as u64 + 1);
         let mut ops = Vec::new();
         for _ in 0..count {
             let unlink = !session.mine.is_empty() && self.rng.chance(1, 3);

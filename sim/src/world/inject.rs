@@ -8,6 +8,9 @@ use crate::{stats, trace};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Longest wait for a disk to reach the call at which its machine goes down, milliseconds.
+const MID_CALL_MS: u64 = 300;
+
 /// How many processes of a role may be away at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -116,11 +119,31 @@ fn one_down(
     budget: &Budget,
     rng: &mut Rng,
     ms_max: u64,
-    down: impl Fn(&World, &str),
+    down: fn(&World, &str),
 ) -> bool {
     let Some(name) = victim(world, budget, rng) else { return false };
-    down(world, &name);
-    restart_later(world, name, rng.range(5, ms_max));
+    let (back, disks) = (rng.range(5, ms_max), world.disks(&name));
+    if disks.is_empty() || rng.chance(1, 2) {
+        down(world, &name);
+        restart_later(world, name, back);
+        return true;
+    }
+    // Inside a call: its disk answers nothing from one of the next changes on, then the machine is gone.
+    let disk = rng.pick(&disks).clone();
+    disk.die_after(rng.below(12));
+    let world = world.clone();
+    tokio::spawn(async move {
+        for _ in 0..MID_CALL_MS {
+            if disk.is_dead() {
+                stats::count("fault: down inside a disk call");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        down(&world, &name);
+        disk.revive();
+        restart_later(&world, name, back);
+    });
     true
 }
 
