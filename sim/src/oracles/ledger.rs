@@ -20,8 +20,10 @@ const MAGIC: u64 = 0x6d6f_6f73_652d_6f32;
 
 /// Whether a name exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Exists {
+pub enum Exists {
+    /// It was answered that it does.
     Yes,
+    /// It was answered that it does not.
     No,
     /// An operation on it has no answer.
     Maybe,
@@ -153,9 +155,18 @@ impl Ledger {
         }
     }
 
-    /// Checks whether the name may be there, or not be there, for a reader without caches.
-    pub fn check_name(&self, who: &str, name: &str, found: bool) {
-        let exists = self.with(name, |file| file.exists);
+    /// What is known of the name now.
+    pub fn existence(&self, name: &str) -> Exists {
+        self.with(name, |file| file.exists)
+    }
+
+    /// Checks whether the name may be there, or not be there, for a reader without caches that looked after
+    /// `before` was known. What became known while it looked proves nothing.
+    pub fn check_name(&self, who: &str, name: &str, before: Exists, found: bool) {
+        let exists = self.existence(name);
+        if exists != before {
+            return;
+        }
         let wrong = match exists {
             Exists::Yes => !found,
             Exists::No => found,

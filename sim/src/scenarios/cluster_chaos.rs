@@ -150,11 +150,11 @@ async fn audit(world: &Arc<World>, ledger: &Ledger) {
 }
 
 async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) {
-    let floors = ledger.floors(name);
+    let (floors, before) = (ledger.floors(name), ledger.existence(name));
     let found = client.lookup(ROOT, name.as_bytes()).await;
     match found {
-        Ok(_) => ledger.check_name("audit", name, true),
-        Err(Errno::ENOENT) => return ledger.check_name("audit", name, false),
+        Ok(_) => ledger.check_name("audit", name, before, true),
+        Err(Errno::ENOENT) => return ledger.check_name("audit", name, before, false),
         Err(errno) => violation("O7", format!("audit: lookup of {name}: {errno:?}")),
     }
     let Ok(attr) = found else { return };
