@@ -6,6 +6,8 @@
 mod grpc;
 mod ops;
 mod status;
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;
 
 #[cfg(not(feature = "sim"))]
 pub use grpc::AdminServer;
