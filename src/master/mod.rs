@@ -1,6 +1,7 @@
 //! The master: a thin shell that lets clients, chunkservers and administrators reach the replicated
 //! namespace, and that, while it leads, watches over servers, sessions, repair and garbage.
 
+pub mod admin;
 mod garbage;
 mod identity;
 mod leader;
@@ -165,6 +166,11 @@ impl Master {
     /// The replicated group, for administration and simulations.
     pub fn raft(&self) -> &Arc<RaftNode<Namespace>> {
         &self.shared.raft
+    }
+
+    /// The administration of the cluster through this master.
+    pub fn admin(&self) -> admin::Admin {
+        admin::Admin::new(self.shared.clone())
     }
 
     /// Stops answering and closes the log. What was acknowledged is durable already.

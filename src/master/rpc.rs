@@ -1,7 +1,7 @@
 //! Calls from clients, chunkservers and other masters.
 
 use super::Shared;
-use super::{servers, sessions};
+use super::{admin, servers, sessions};
 use crate::ids::{ChunkId, ServerId};
 use crate::namespace;
 use crate::pb;
@@ -74,6 +74,7 @@ async fn route(shared: Arc<Shared>, peer: Arc<Peer>, request: Incoming) -> Answe
             servers::heartbeat(&shared, request.decode::<calls::Heartbeat>()?)
         }
         calls::Report::METHOD => servers::report(&shared, request.decode::<calls::Report>()?).await,
+        calls::Admin::METHOD => admin::passed_on(&shared, request).await,
         _ => shared.raft.handle(peer, request).await,
     }
 }
@@ -145,7 +146,7 @@ async fn query(shared: &Shared, request: pb::QueryRequest) -> Answer {
 }
 
 /// Tells the client which servers answer, so that it asks those first.
-fn mark_alive(shared: &Shared, result: &mut pb::QueryResult) {
+pub(super) fn mark_alive(shared: &Shared, result: &mut pb::QueryResult) {
     let chunks = match &mut result.result {
         Some(pb::query_result::Result::Extents(extents)) => &mut extents.chunks,
         Some(pb::query_result::Result::Chunks(chunks)) => &mut chunks.chunks,

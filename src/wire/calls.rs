@@ -72,6 +72,8 @@ calls! {
     35 Leader(LeaderRequest) -> LeaderReply;
     /// New master to leader: a node id.
     36 Join(JoinRequest) -> JoinReply;
+    /// Master to leader: an administrator's call that reached a follower.
+    37 Admin(AdminCall) -> AdminAnswer;
     /// Chunkserver to leader: here I am, with these disks.
     64 Register(RegisterRequest) -> RegisterReply;
     /// Chunkserver to leader: still here.

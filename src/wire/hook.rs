@@ -48,7 +48,7 @@ pub struct FrameInfo<'a> {
 #[cfg(feature = "sim")]
 pub use active::{Hook, install, uninstall};
 #[cfg(feature = "sim")]
-pub(super) use active::{on_eof, on_recv, on_send, polls_allowed};
+pub(super) use active::{on_dial_error, on_eof, on_recv, on_send, polls_allowed};
 
 #[cfg(feature = "sim")]
 mod active {
@@ -67,6 +67,10 @@ mod active {
         /// The peer closed or broke the connection. `Some`: behave for so long as if nothing had been
         /// noticed, as when a machine loses power.
         fn on_eof(&self, _local: &Identity, _remote: &Identity) -> Option<Duration> {
+            None
+        }
+        /// A dial failed. `Some`: tell the caller only after so long, as when nobody answers at all.
+        fn on_dial_error(&self, _local: &Identity, _address: &str) -> Option<Duration> {
             None
         }
         /// Drop the request's handler instead of polling it once more than so often.
@@ -105,13 +109,17 @@ mod active {
         hook().and_then(|hook| hook.on_eof(local, remote))
     }
 
+    pub fn on_dial_error(local: &Identity, address: &str) -> Option<Duration> {
+        hook().and_then(|hook| hook.on_dial_error(local, address))
+    }
+
     pub fn polls_allowed(request: &FrameInfo) -> Option<u32> {
         hook().and_then(|hook| hook.polls_allowed(request))
     }
 }
 
 #[cfg(not(feature = "sim"))]
-pub(super) use absent::{on_eof, on_recv, on_send, polls_allowed};
+pub(super) use absent::{on_dial_error, on_eof, on_recv, on_send, polls_allowed};
 
 #[cfg(not(feature = "sim"))]
 mod absent {
@@ -131,6 +139,11 @@ mod absent {
 
     #[inline(always)]
     pub fn on_eof(_: &Identity, _: &Identity) -> Option<Duration> {
+        None
+    }
+
+    #[inline(always)]
+    pub fn on_dial_error(_: &Identity, _: &str) -> Option<Duration> {
         None
     }
 

@@ -3,6 +3,7 @@
 use super::conn::{Conn, Outbound};
 use super::frame::{self, Frame, Head, Kind};
 use super::hello::{self, Expect, Greeter};
+use super::hook;
 use super::{Call, CallError, Identity, Peer, Role, calls, check_lengths};
 use crate::limits::Limits;
 use crate::seam::{self, Mono};
@@ -301,7 +302,7 @@ struct Dial {
 impl Dial {
     async fn run(self, sender: watch::Sender<Option<Dialled>>) {
         let dialling = tokio::time::timeout(self.limits.connect_deadline, self.dial()).await;
-        let dialled: Dialled = match dialling {
+        let mut dialled: Dialled = match dialling {
             Ok(Ok(conn)) => Ok(conn),
             Ok(Err(why)) => Err(format!("{}: {why}", self.address).into()),
             Err(_) => Err(format!("{}: no connection in time", self.address).into()),
@@ -323,15 +324,24 @@ impl Dial {
                     },
                 };
             } else if let Ok(conn) = &dialled {
+                crate::mark!("identity or expectation changed during a dial");
                 conn.retire();
+                dialled = Err(format!("{}: dialled under another identity", self.address).into());
             }
         }
         sender.send_replace(Some(dialled));
     }
 
     async fn dial(&self) -> Result<Arc<Conn>, String> {
-        let connected = TcpStream::connect(&self.address).await;
-        let mut stream = connected.map_err(|error| error.to_string())?;
+        let mut stream = match TcpStream::connect(&self.address).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                if let Some(time) = hook::on_dial_error(&self.identity, &self.address) {
+                    tokio::time::sleep(time).await;
+                }
+                return Err(error.to_string());
+            }
+        };
         let _ = stream.set_nodelay(true);
         let mut decoder = hello::decoder();
         let greeter = Greeter {
