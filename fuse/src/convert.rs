@@ -63,16 +63,22 @@ fn time(ns: i64) -> SystemTime {
 }
 
 /// Times beyond what 64 bits of nanoseconds hold (the years 1677 to 2262) become the nearest that fits.
+///
+/// The kernel counts nanoseconds forward from the second, also before 1970; fuser hands on both numbers as if
+/// they counted backward, which is undone here.
 pub(crate) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(at) => SetTime::At(match at.duration_since(UNIX_EPOCH) {
-            Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+    const SECOND: i128 = 1_000_000_000;
+    let at = match time {
+        TimeOrNow::Now => return SetTime::Now,
+        TimeOrNow::SpecificTime(at) => match at.duration_since(UNIX_EPOCH) {
+            Ok(after) => after.as_secs() as i128 * SECOND + i128::from(after.subsec_nanos()),
             Err(before) => {
-                i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, i64::saturating_neg)
+                let before = before.duration();
+                i128::from(before.subsec_nanos()) - before.as_secs() as i128 * SECOND
             }
-        }),
-    }
+        },
+    };
+    SetTime::At(at.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64)
 }
 
 /// How the kernel shall treat an open file. Write-only descriptors and O_APPEND bypass the page cache:
@@ -100,11 +106,20 @@ mod tests {
 
     #[test]
     fn times_go_both_ways_around_1970() {
-        for ns in [0, 1, -1, 1_500_000_001, -1_500_000_001, i64::MAX, -i64::MAX] {
-            assert_eq!(set_time(TimeOrNow::SpecificTime(time(ns))), SetTime::At(ns));
-        }
-        let far = UNIX_EPOCH + Duration::from_secs(1 << 40);
-        assert_eq!(set_time(TimeOrNow::SpecificTime(far)), SetTime::At(i64::MAX));
+        let given = |secs: i64, nanos: u32| {
+            // As fuser does it.
+            let at = match secs {
+                0.. => UNIX_EPOCH + Duration::new(secs as u64, nanos),
+                _ => UNIX_EPOCH - Duration::new(secs.unsigned_abs(), nanos),
+            };
+            set_time(TimeOrNow::SpecificTime(at))
+        };
+        assert_eq!(given(1, 5), SetTime::At(1_000_000_005));
+        assert_eq!(given(-1, 0), SetTime::At(-1_000_000_000));
+        assert_eq!(given(-6, 999_999_999), SetTime::At(-5_000_000_001));
+        assert_eq!(given(1 << 40, 0), SetTime::At(i64::MAX));
+        assert_eq!(given(-(1 << 40), 0), SetTime::At(i64::MIN));
+        assert_eq!(time(-1), UNIX_EPOCH - Duration::from_nanos(1));
     }
 
     #[test]

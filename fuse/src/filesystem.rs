@@ -143,9 +143,8 @@ impl Filesystem for MooseFilesystem {
         reply: ReplyAttr,
     ) {
         self.count(Kind::Setattr);
-        // fuser hides the kernel's own word for this: a change of owner always clears setuid and setgid, a
-        // change of size does unless the caller is privileged.
-        let chown = uid.is_some() || gid.is_some();
+        // fuser hides the kernel's own word for this: a change of size clears setuid and setgid unless the
+        // caller is privileged. What a change of owner clears is the namespace's business.
         let set = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -153,7 +152,7 @@ impl Filesystem for MooseFilesystem {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            kill_priv: chown || size.is_some() && request.uid() != 0,
+            kill_priv: size.is_some() && request.uid() != 0,
         };
         self.spawn(|shared| async move {
             let outcome = shared.client.setattr(inode(ino), set).await;
