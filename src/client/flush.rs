@@ -474,8 +474,11 @@ fn put_under(
     file.dirty_since.get_or_insert(now);
 }
 
+/// Bytes by their offset in the file.
+type Ropes = Vec<(u64, Rope)>;
+
 /// Whole stripes, and what is left: what goes to the k+m chunk, and what to plain copies.
-fn split_stripes(runs: Vec<Run>, layout: Layout) -> (Vec<(u64, Rope)>, Vec<(u64, Rope)>) {
+fn split_stripes(runs: Vec<Run>, layout: Layout) -> (Ropes, Ropes) {
     let (mut whole, mut rest) = (Vec::new(), Vec::new());
     for run in runs {
         let mut rope: Rope = run.parts.into_iter().collect();

@@ -322,6 +322,15 @@ impl Meta {
         }
     }
 
+    /// The masters do not know the inode any more: names that still lead to it are asked for again.
+    pub fn gone(&self, inode: &Inode) {
+        let mut state = inode.lock();
+        state.attr_until = Mono(0);
+        if state.file.as_ref().is_none_or(|file| file.opens == 0) {
+            state.attr = None;
+        }
+    }
+
     /// Forgets everything that is clean.
     pub fn drop_clean(&self) {
         for inode in self.table.all() {

@@ -21,6 +21,8 @@ mod query;
 mod read;
 mod readahead;
 mod session;
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;
 mod types;
 mod write;
 mod writers;

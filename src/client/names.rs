@@ -440,6 +440,10 @@ impl Client {
             Ok(attr) => attr,
             // Without a name any more, but open here already: the kernel may open it again.
             Err(Errno::ESTALE) if is_open(&inode) => inode.lock().view().ok_or(Errno::ESTALE)?,
+            Err(Errno::ESTALE) => {
+                self.meta.gone(&inode);
+                return Err(Errno::ESTALE);
+            }
             Err(errno) => return Err(errno),
         };
         if !self.classes.knows(attr.class) {

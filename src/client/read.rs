@@ -9,7 +9,6 @@ use super::types::Handle;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, InodeId};
 use crate::pb::{self, query::Query, query_result::Result as Found};
-use crate::seam;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use std::sync::{Arc, PoisonError};
@@ -224,9 +223,9 @@ impl Client {
             Err(Errno::ESTALE) => {
                 // Gone, unless it is open here: then what is known of it is the last word.
                 let inode = self.meta.table.get(ino).ok_or(Errno::ESTALE)?;
-                let mut state = inode.lock();
-                state.attr_until = seam::Mono(0);
-                return state.view().filter(|attr| attr.nlink == 0).ok_or(Errno::ESTALE);
+                self.meta.gone(&inode);
+                let view = inode.lock().view();
+                return view.filter(|attr| attr.nlink == 0).ok_or(Errno::ESTALE);
             }
             other => other?,
         };
