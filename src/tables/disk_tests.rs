@@ -178,7 +178,7 @@ fn applying_and_reading_go_on_while_a_checkpoint_is_written_on_another_thread() 
     let limits = Limits { table_slack_bytes: 1 << 20, ..Limits::tiny() };
     let (mut db, _) = Db::open(disk.clone(), "tables.redb", &limits).unwrap();
     let (mut model, mut rng) = (Model::new(), Lcg(3));
-    let mut change = |db: &mut Db, rng: &mut Lcg, model: &mut Model, value| {
+    let change = |db: &mut Db, rng: &mut Lcg, model: &mut Model, value| {
         let key = key(rng, 4000);
         if rng.below(3) == 0 {
             db.delete::<Names>(&key).unwrap();
