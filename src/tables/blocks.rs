@@ -11,7 +11,8 @@
 //! committed may not verify; redb does not read them before it writes them again.
 //!
 //! **What keeps it safe from rot.** A block is checked against its CRC, seeded with file and place, on each
-//! read. [`Blocks::settle`] brings the second slots up to date, so that a rotten slot is replaced by its twin
+//! read, and the root says how many blocks the file has at least, so that a cut one is refused.
+//! [`Blocks::settle`] brings the second slots up to date, so that a rotten slot is replaced by its twin
 //! and never by an older state. After the first error every call fails.
 
 use super::fault::Fault;
@@ -24,6 +25,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where in the root's payload the least number of blocks stands, behind redb's header.
+const LEAST_AT: usize = PAYLOAD_BYTES - 8;
 
 /// The blocks of one table file.
 pub(super) struct Blocks {
@@ -46,6 +50,8 @@ struct State {
     /// Durable in one slot only, with this generation.
     single: BTreeMap<Place, u64>,
     generation: u64,
+    /// Blocks that the last sync made durable; the next root slot says that the file has at least these.
+    durable_blocks: u64,
 }
 
 impl Blocks {
@@ -101,7 +107,7 @@ impl Blocks {
     /// Makes what was written durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.check_writable()?;
-        let (generation, slots) = self.state().take_dirty(self.id);
+        let (generation, slots, blocks) = self.state().take_dirty(self.id);
         for (place, copy, slot) in &slots {
             self.fault.note(self.file.write_at(place.slot_offset(*copy), slot))?;
         }
@@ -109,6 +115,7 @@ impl Blocks {
             self.fault.note(self.file.sync_data())?;
         }
         let mut state = self.state();
+        state.durable_blocks = blocks;
         for (place, copy, _) in slots {
             state.current.insert(place, copy);
             state.single.insert(place, generation);
@@ -157,6 +164,12 @@ impl Blocks {
             return Err(self.fault.corrupt("it has no header".to_owned()));
         }
         let mut state = self.state();
+        let (blocks, least) = (state.crcs.len() as u64, State::least_blocks(payload));
+        if place == Place::Root && blocks < least {
+            let detail = format!("cut to {blocks} blocks of {least}");
+            return Err(self.fault.corrupt(detail));
+        }
+        state.durable_blocks = blocks;
         state.generation = state.generation.max(generation);
         state.current.insert(place, newest);
         if generations[0] != generations[1] {
@@ -221,7 +234,7 @@ impl Blocks {
         if end > self.state().crcs.len() as u64 * BLOCK {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let in_header = end <= PAYLOAD_BYTES as u64;
+        let in_header = end <= LEAST_AT as u64;
         if in_header
             || (offset >= BLOCK && offset.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK))
         {
@@ -259,7 +272,10 @@ impl redb::StorageBackend for Blocks {
         if !len.is_multiple_of(BLOCK) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not whole blocks"));
         }
-        self.state().resize(len / BLOCK);
+        // Before the file is cut, the root must no longer say that it is longer.
+        if self.state().resize(len / BLOCK) {
+            self.sync()?;
+        }
         self.fault.note(self.file.set_len(file_bytes(len / BLOCK)))
     }
 
@@ -295,6 +311,7 @@ impl State {
             dirty: BTreeSet::new(),
             single: BTreeMap::new(),
             generation: 0,
+            durable_blocks: 0,
         }
     }
 
@@ -309,17 +326,26 @@ impl State {
         self.dirty.extend((group_of(first)..=group_of(last)).map(Place::Group));
     }
 
-    /// Cuts or extends; what is cut away is unwritten when it comes back.
-    fn resize(&mut self, blocks: u64) {
-        if blocks < self.crcs.len() as u64 {
+    /// Cuts or extends, and says whether it cut; what is cut away is unwritten when it comes back.
+    fn resize(&mut self, blocks: u64) -> bool {
+        let cut = blocks < self.crcs.len() as u64;
+        if cut {
             let groups = if blocks > 1 { group_of(blocks - 1) + 1 } else { 0 };
             let gone = Place::Group(groups);
             self.current.split_off(&gone);
             self.dirty.split_off(&gone);
             self.single.split_off(&gone);
             self.dirty.extend(groups.checked_sub(1).map(Place::Group));
+            self.dirty.insert(Place::Root);
+            self.durable_blocks = self.durable_blocks.min(blocks);
         }
         self.crcs.resize(blocks as usize, 0);
+        cut
+    }
+
+    /// The number behind redb's header in the root's payload.
+    fn least_blocks(payload: &[u8]) -> u64 {
+        u64::from_le_bytes(payload[LEAST_AT..].try_into().expect("eight bytes"))
     }
 
     /// Takes what a slot says into memory.
@@ -338,7 +364,9 @@ impl State {
 
     fn payload(&self, place: Place) -> Box<[u8; PAYLOAD_BYTES]> {
         let Place::Group(group) = place else {
-            return self.header.clone();
+            let mut payload = self.header.clone();
+            payload[LEAST_AT..].copy_from_slice(&self.durable_blocks.to_le_bytes());
+            return payload;
         };
         let mut payload = Box::new([0; PAYLOAD_BYTES]);
         let blocks = blocks_of(group);
@@ -352,14 +380,14 @@ impl State {
 
     /// The slots that the next sync writes: each beside the one that the last sync relied on. Generations
     /// rise over the whole file, so that a group that was cut off and came back is newer than its old self.
-    fn take_dirty(&mut self, file_id: u64) -> (u64, Slots) {
+    fn take_dirty(&mut self, file_id: u64) -> (u64, Slots, u64) {
         let dirty = std::mem::take(&mut self.dirty);
         self.generation += 1;
         let slots = dirty.into_iter().map(|place| {
             let copy = self.current.get(&place).map_or(0, |copy| 1 - copy);
             (place, copy, encode_slot(file_id, place, self.generation, &self.payload(place)))
         });
-        (self.generation, slots.collect())
+        (self.generation, slots.collect(), self.crcs.len() as u64)
     }
 
     /// The slots that bring each pair to one generation. A place that changed again waits for its sync.

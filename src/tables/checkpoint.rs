@@ -3,7 +3,7 @@
 use super::TableError;
 use super::base::{Base, Store};
 use super::view::{Level, View};
-use crate::limits::Limits;
+use crate::limits::{BLOCK_BYTES, Limits};
 use crate::pb;
 use crate::seam::Disk;
 use std::io;
@@ -83,6 +83,14 @@ impl Files {
         }
         let space = self.disk.space().map_err(|error| self.io_error(error))?;
         Ok(space.free > row_bytes * 2 + self.slack_bytes)
+    }
+
+    /// Whether the disk can take a checkpoint: at worst each changed row copies a page of its own, but no more
+    /// than all pages. A disk that cannot say is not full.
+    pub(super) fn has_room(&self, changed_rows: usize, row_bytes: u64) -> bool {
+        let pages = (changed_rows as u64 * BLOCK_BYTES as u64).min(row_bytes * 2);
+        let needed = pages + pages / 2 + self.slack_bytes / 4;
+        self.disk.space().map_or(true, |space| space.free >= needed)
     }
 
     fn temporary(&self, suffix: &str) -> String {

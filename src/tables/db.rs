@@ -106,13 +106,17 @@ impl Db {
         self.overlay_bytes
     }
 
-    /// Freezes the overlay for a checkpoint of the state as it is; `None` while another is under way, or
-    /// without a file. Hash and counts in `meta` are filled in.
+    /// Freezes the overlay for a checkpoint of the state as it is; `None` while another is under way, while
+    /// the disk has no room for it, or without a file. Hash and counts in `meta` are filled in.
     pub fn begin_checkpoint(&mut self, mut meta: pb::CheckpointMeta) -> Option<Checkpoint> {
         if self.view.frozen.is_some() {
             return None;
         }
         let files = self.files.clone()?;
+        if !files.has_room(self.view.overlay.len(), self.row_bytes) {
+            crate::mark!("checkpoint waits for space");
+            return None;
+        }
         (meta.state_hash, meta.rows, meta.row_bytes) = (self.view.hash, self.rows, self.row_bytes);
         let frozen = Arc::new(std::mem::take(&mut self.view.overlay));
         self.view.frozen = Some(frozen.clone());

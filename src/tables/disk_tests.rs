@@ -178,7 +178,7 @@ fn applying_and_reading_go_on_while_a_checkpoint_is_written_on_another_thread() 
     let limits = Limits { table_slack_bytes: 1 << 20, ..Limits::tiny() };
     let (mut db, _) = Db::open(disk.clone(), "tables.redb", &limits).unwrap();
     let (mut model, mut rng) = (Model::new(), Lcg(3));
-    let mut change = |db: &mut Db, rng: &mut Lcg, model: &mut Model, value| {
+    let change = |db: &mut Db, rng: &mut Lcg, model: &mut Model, value| {
         let key = key(rng, 4000);
         if rng.below(3) == 0 {
             db.delete::<Names>(&key).unwrap();
@@ -267,6 +267,22 @@ fn a_damaged_block_gives_the_right_rows_or_a_refusal_never_wrong_ones() {
 }
 
 #[test]
+fn a_file_cut_while_its_process_was_killed_is_refused() {
+    let (_scratch, disk, _) = filled("killed", 1500);
+    let path = format!("{}/tables.redb", disk.describe());
+    let (db, _) = Db::open(disk.clone(), "tables.redb", &Limits::tiny()).unwrap();
+    let open = std::fs::read(&path).unwrap();
+    drop(db);
+    std::fs::write(&path, &open).unwrap();
+    assert_eq!(read_all(&disk).unwrap().0, 2);
+    for blocks in 0..open.len() / 4096 {
+        std::fs::write(&path, &open[..blocks * 4096]).unwrap();
+        let error = read_all(&disk).expect_err("cut");
+        assert!(error.is_corrupt(), "cut to {blocks} blocks: {error}");
+    }
+}
+
+#[test]
 fn a_block_of_another_place_is_refused() {
     let (_scratch, disk, model) = filled("moved", 1500);
     let path = format!("{}/tables.redb", disk.describe());
@@ -316,10 +332,11 @@ fn a_snapshot_with_other_rows_than_its_hash_says_is_refused() {
     let view = db.view();
     let meta = pb::CheckpointMeta { state_hash: view.hash(), ..meta(9) };
     let error = db.install(view.rows().skip(1), meta.clone()).err().unwrap();
-    assert!(error.is_corrupt());
+    assert!(matches!(error, TableError::Snapshot(_)), "{error}");
     let mut unsorted: Vec<_> = view.rows().collect::<Result<_, _>>().unwrap();
     unsorted.swap(3, 4);
-    assert!(db.install(unsorted.into_iter().map(Ok), meta).err().unwrap().is_corrupt());
+    let error = db.install(unsorted.into_iter().map(Ok), meta).err().unwrap();
+    assert!(matches!(error, TableError::Snapshot(_)), "{error}");
     compare_all(&db.view(), &model);
     drop((db, view));
     assert_eq!(read_all(&disk).unwrap(), (2, model));

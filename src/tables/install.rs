@@ -45,7 +45,7 @@ impl Install {
     /// Takes the next raw row; keys ascend. Blocks while the disk takes a batch.
     pub fn push(&mut self, key: &[u8], row: &[u8]) -> Result<(), TableError> {
         if key <= &*self.last || key[0] == u8::MAX {
-            return Err(bad_snapshot("its rows are not in order"));
+            return Err(TableError::Snapshot("its rows are not in order"));
         }
         self.last.clear();
         self.last.extend_from_slice(key);
@@ -61,7 +61,7 @@ impl Install {
     /// must have the state hash that `meta` names. Blocks, also for a checkpoint that is being written.
     pub fn finish(mut self, mut meta: pb::CheckpointMeta) -> Result<Installed, TableError> {
         if meta.state_hash != self.meta.state_hash {
-            return Err(bad_snapshot("its rows have another hash than it says"));
+            return Err(TableError::Snapshot("its rows have another hash than it says"));
         }
         (meta.rows, meta.row_bytes) = (self.meta.rows, self.meta.row_bytes);
         let (Some(files), Some(store)) = (self.files.clone(), self.store.clone()) else {
@@ -95,8 +95,4 @@ impl Install {
             Ok(())
         })
     }
-}
-
-fn bad_snapshot(detail: &str) -> TableError {
-    TableError::Corrupt { file: "snapshot".to_owned(), detail: detail.to_owned() }
 }

@@ -53,7 +53,9 @@ pub trait Table {
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// Bytes on disk are not what was written. The file is to be discarded for a peer's snapshot.
-    #[error("{file} is corrupt: {detail}")]
+    #[error(
+        "{file} is corrupt: {detail}; start this master anew in an empty directory with --join; a single master is restored from its backup"
+    )]
     Corrupt {
         /// Which file, for people.
         file: String,
@@ -68,6 +70,9 @@ pub enum TableError {
         /// The first error.
         error: io::Error,
     },
+    /// What came as a snapshot is none; the tables are as they were.
+    #[error("snapshot refused: {0}")]
+    Snapshot(&'static str),
     /// A row is intact but not what its table holds: written by a program that disagrees with this one.
     #[error("table {table}: key {key} holds no such row: {detail}")]
     Malformed {

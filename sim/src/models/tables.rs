@@ -334,3 +334,27 @@ fn reopen(
     let (model, acknowledged) = (model.clone(), (index, model.clone()));
     Ok(Some(Life { disk, limits, db, model, acknowledged, attempted: None }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_postpones_checkpoints_and_changes_go_on() {
+        let disk = fresh(1);
+        let mut life = Life::open(disk.handle(1), limits(1), &[&EMPTY]).unwrap();
+        let changes = program(&mut Rng::new(1), 60);
+        let changes: Vec<Step> =
+            changes.into_iter().filter(|s| matches!(s, Step::Put(..) | Step::Delete(..))).collect();
+        life.run(&changes, 1).unwrap();
+        life.run(&[Step::Checkpoint], 100).unwrap();
+        disk.set_faults(|faults| faults.full = true);
+        life.run(&changes, 200).unwrap();
+        assert!(life.db.begin_checkpoint(meta(300)).is_none());
+        compare(&life.db.view(), &life.model).unwrap();
+        disk.set_faults(|faults| faults.full = false);
+        life.run(&[Step::Checkpoint], 400).unwrap();
+        assert_eq!(life.acknowledged.0, 400);
+        compare(&life.db.view(), &life.model).unwrap();
+    }
+}

@@ -1,15 +1,23 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod cluster_chaos;
+mod damage;
 mod disk_model;
 mod journal;
 mod raft_chaos;
+mod tables_model;
 
 use crate::harness::{Mutant, Scenario};
 
 /// Every scenario.
-pub const ALL: &[Scenario] =
-    &[disk_model::SCENARIO, journal::SCENARIO, raft_chaos::SCENARIO, cluster_chaos::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    disk_model::SCENARIO,
+    journal::SCENARIO,
+    raft_chaos::SCENARIO,
+    cluster_chaos::SCENARIO,
+    tables_model::SCENARIO,
+    damage::SCENARIO,
+];
 
 /// Every planted bug and the scenario that must catch it.
 pub const MUTANTS: &[Mutant] = &[
@@ -31,6 +39,12 @@ pub const MUTANTS: &[Mutant] = &[
         about: "chunk acknowledged before fsync",
         scenario: "cluster_chaos",
         seeds: 10,
+    },
+    Mutant {
+        bug: "M12",
+        about: "checkpoint published before its fsync",
+        scenario: "tables_model",
+        seeds: 6,
     },
     Mutant { bug: "M39", about: "retry applied twice", scenario: "raft_chaos", seeds: 20 },
 ];
