@@ -128,7 +128,7 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
     let Some(chain) = chain(disk, &mut by_generation)? else {
         return empty(disk, headless, &seen, vote_file);
     };
-        let last = chain.last().expect("a chain has a segment");
+    let last = chain.last().expect("a chain has a segment");
     let tail = last.items.last().expect("a segment has its head");
     if vote_file.segment > last.generation() {
         let why = "a later segment was durable, and is gone";
