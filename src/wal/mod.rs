@@ -121,6 +121,8 @@ pub struct Wal {
     disk: Arc<dyn Disk>,
     segments: Segments,
     vote_file: VoteFile,
+    /// The segment that the vote's file names as durable.
+    named: u64,
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
@@ -147,6 +149,7 @@ impl Wal {
         let mut wal = Wal {
             segments,
             vote_file,
+            named: found.vote_file.segment,
             vote: found.vote,
             committed: found.committed,
             purged: found.purged,
@@ -238,9 +241,16 @@ impl Wal {
             return self.flush();
         }
         self.sync()?;
-        let written = self.vote_file.write(&vote).and_then(|()| self.vote_file.sync());
+        self.write_vote_file()
+    }
+
+    fn write_vote_file(&mut self) -> Result<(), WalError> {
+        let (vote, segment) = (self.vote.unwrap_or_default(), self.segments.generation());
+        let written = self.vote_file.write(&vote, segment).and_then(|()| self.vote_file.sync());
         self.stats.fsyncs += 1;
-        written.map_err(|e| self.fence(&VoteFile::path(), "write the vote to", &e))
+        written.map_err(|e| self.fence(&VoteFile::path(), "write the vote to", &e))?;
+        self.named = segment;
+        Ok(())
     }
 
     /// Removes the entries from `from` on: they conflict with the leader's. Goes into the stream; the next
@@ -324,7 +334,8 @@ impl Wal {
         }
         self.durable = self.sequence;
         self.segments.release(self.durable);
-        Ok(())
+        // The first sync in a segment made its head durable: from now on it must not be missing.
+        if self.named == self.segments.generation() { Ok(()) } else { self.write_vote_file() }
     }
 
     /// Entries in `[from, to)` that are there, in order, stopping after `bytes_max` bytes but never before

@@ -128,9 +128,13 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
     let Some(chain) = chain(disk, &mut by_generation)? else {
         return empty(disk, headless, &seen, vote_file);
     };
-    let mut out = Recovered { vote_file, ..Recovered::default() };
     let last = chain.last().expect("a chain has a segment");
     let tail = last.items.last().expect("a segment has its head");
+    if vote_file.segment > last.generation() {
+        let why = "a later segment was durable, and is gone";
+        return Err(corrupt(disk, &slot_path(last.slot), last.end(), why));
+    }
+    let mut out = Recovered { vote_file, ..Recovered::default() };
     out.last_sequence = tail.header.sequence;
     out.end = last.end();
     if seen.durable > out.last_sequence && !bug!(M10) {
@@ -163,7 +167,7 @@ fn empty(
     seen: &Seen,
     vote_file: vote_file::Slots,
 ) -> Result<Recovered, WalError> {
-    if seen.durable > 0 || vote_file.vote.is_some() {
+    if seen.durable > 0 || vote_file.vote.is_some() || vote_file.segment > 0 {
         return Err(corrupt(
             disk,
             &slot_path(0),

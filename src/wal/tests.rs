@@ -325,6 +325,20 @@ fn a_rotten_head_is_refused() {
 }
 
 #[test]
+fn a_missing_segment_is_noticed_also_the_last() {
+    let _alone = alone();
+    let disk = TestDisk::default();
+    filled(&disk);
+    let found = inspect(&disk).expect("readable");
+    assert!(found.live.len() > 1, "several segments");
+    for live in found.live.values() {
+        let copy = disk.reborn(Keep::Everything);
+        copy.remove(&recover::slot_path(live.slot)).expect("removed");
+        assert!(matches!(open(&copy), Err(WalError::Corrupt { .. })), "slot {}", live.slot);
+    }
+}
+
+#[test]
 fn one_rotten_vote_is_not_lost() {
     let _alone = alone();
     let disk = TestDisk::default();

@@ -1,5 +1,6 @@
 //! The second place of the vote: two records in one file, written in turn, so that neither a torn write here
-//! nor a rotten record in the log can lose it.
+//! nor a rotten record in the log can lose it. Each also names the newest segment that is durable, so that a
+//! log whose last segments are gone is not taken for a shorter one.
 
 use super::record::{self, Header, Kind};
 use super::recover::DIR;
@@ -21,6 +22,8 @@ pub struct Slots {
     pub vote: Option<Vote>,
     /// Number of the newest record that verifies.
     pub sequence: u64,
+    /// Generation of the newest segment known to be durable; 0 if none.
+    pub segment: u64,
 }
 
 /// Reads the file; a missing or damaged one says nothing.
@@ -38,7 +41,10 @@ pub fn read(disk: &dyn Disk) -> Result<Slots, WalError> {
             let parsed = record::parse(&bytes, at).filter(|found| found.header.kind == Kind::Vote);
             let Some(parsed) = parsed else { continue };
             let body = &bytes[parsed.body_at..parsed.body_at + parsed.body_len];
-            slots.vote = slots.vote.max(record::decode_vote(body));
+            // Before the first vote the records name only the segment.
+            let vote = record::decode_vote(body).filter(|vote| *vote != Vote::default());
+            slots.vote = slots.vote.max(vote);
+            slots.segment = slots.segment.max(parsed.header.index);
             slots.sequence = slots.sequence.max(parsed.header.sequence);
         }
         Ok(slots)
@@ -67,15 +73,16 @@ impl VoteFile {
         Ok(VoteFile { file, sequence: slots.sequence })
     }
 
-    /// Writes the vote over the older record. Not durable before [`VoteFile::sync`].
-    pub fn write(&mut self, vote: &Vote) -> io::Result<()> {
+    /// Writes the vote and the newest durable segment over the older record. Not durable before
+    /// [`VoteFile::sync`].
+    pub fn write(&mut self, vote: &Vote, segment: u64) -> io::Result<()> {
         self.sequence += 1;
         let header = Header {
             kind: Kind::Vote,
             generation: 0,
             sequence: self.sequence,
             durable: 0,
-            index: 0,
+            index: segment,
         };
         let at = (self.sequence % 2) * BLOCK_BYTES;
         let mut bytes = Vec::new();

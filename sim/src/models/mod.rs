@@ -2,3 +2,4 @@
 //! with every fate of what was not synced. No network, no time: a run is a loop.
 
 pub mod tables;
+pub mod wal;
