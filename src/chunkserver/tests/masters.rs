@@ -160,8 +160,11 @@ async fn it_finds_the_leader_registers_and_reports() {
     server.stop().await;
     let server = start(&dir, 2, &[leader_at]).await;
     assert_eq!(server.server_id(), Some(ServerId(4)), "known from its disks");
-    eventually("a third registration", || leader.heard(|heard| heard.registrations.len()) > 2).await;
-    leader.heard(|heard| assert_ne!(heard.registrations[2].incarnation, heard.registrations[0].incarnation));
+    eventually("a third registration", || leader.heard(|heard| heard.registrations.len()) > 2)
+        .await;
+    leader.heard(|heard| {
+        assert_ne!(heard.registrations[2].incarnation, heard.registrations[0].incarnation)
+    });
     server.stop().await;
     follower_server.stop().await;
     leader_server.stop().await;
@@ -175,7 +178,9 @@ async fn a_refused_registration_changes_nothing() {
     eventually("asked", || master.heard(|heard| !heard.registrations.is_empty())).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(node.server.server_id(), None);
-    append(&pool(), &node.address, copy_id(1), 0, b"x", true).await.expect("it serves all the same");
+    append(&pool(), &node.address, copy_id(1), 0, b"x", true)
+        .await
+        .expect("it serves all the same");
     node.server.stop().await;
     master_server.stop().await;
 }

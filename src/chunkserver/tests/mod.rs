@@ -100,7 +100,9 @@ impl Node {
         let name = format!("{chunk:016x}-{generation:x}-{}-{}.dat", id.shard, id.data_shards);
         let path = format!("chunks/{:02x}/{name}", chunk & 0xff);
         let file = (0..self.disks)
-            .find_map(|disk| self.dir.disk(&format!("disk{disk}")).open(&path, OpenMode::Write).ok())
+            .find_map(|disk| {
+                self.dir.disk(&format!("disk{disk}")).open(&path, OpenMode::Write).ok()
+            })
             .expect("some disk has it");
         let table = (id.len_max() / 1024).next_multiple_of(BLOCK);
         let at = 4096 + table + offset;
@@ -137,7 +139,8 @@ fn copy_id(chunk: u64) -> ReplicaId {
 fn fill(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut step = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as u8
     };
     (0..len).map(|_| step()).collect()
@@ -172,7 +175,8 @@ async fn read(
 /// Reads a whole replica and checks its CRCs and bytes.
 async fn check(pool: &Arc<Pool>, address: &str, id: ReplicaId, expected: &[u8]) {
     for (piece, at) in expected.chunks(1 << 20).zip((0..).step_by(1 << 20)) {
-        let (reply, data) = read(pool, address, id, at, piece.len() as u64).await.expect("readable");
+        let (reply, data) =
+            read(pool, address, id, at, piece.len() as u64).await.expect("readable");
         assert_eq!(reply.offset, at);
         assert!(data[..piece.len()] == *piece, "{id} at {at}");
         let first = (at / BLOCK) as u32;

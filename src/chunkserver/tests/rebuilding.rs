@@ -124,7 +124,8 @@ async fn commands_that_make_no_sense_are_refused() {
     let other_chunk = ReplicaId { chunk: ChunkId(6), shard: 2, ..id };
     let other_layout = ReplicaId { data_shards: 3, ..id };
     let beyond = ReplicaId { shard: 6, ..id };
-    for (target, source) in [(id, other_chunk), (id, other_layout), (other_layout, id), (beyond, id)]
+    for (target, source) in
+        [(id, other_chunk), (id, other_layout), (other_layout, id), (beyond, id)]
     {
         let answer = rebuild(&pool, here, target, layout, 1, &[(source, here)]).await;
         assert_eq!(answer, bad, "{target:?} {source:?}");

@@ -60,12 +60,17 @@ async fn speed_of_appends_and_reads() {
             })
         });
         let (_, time) = timed(futures_util::future::join_all(streams)).await;
-        println!("{chunks} streams, 512 MiB in 1 MiB appends: {:.0} MB/s", 536.9 / time.as_secs_f64());
+        println!(
+            "{chunks} streams, 512 MiB in 1 MiB appends: {:.0} MB/s",
+            536.9 / time.as_secs_f64()
+        );
     }
     let (_, time) = timed(async {
         for chunk in 0..8 {
             for n in 0..64 {
-                read(&pool, &node.address, copy_id(2000 + chunk), n << 20, 1 << 20).await.expect("ok");
+                read(&pool, &node.address, copy_id(2000 + chunk), n << 20, 1 << 20)
+                    .await
+                    .expect("ok");
             }
         }
     })
