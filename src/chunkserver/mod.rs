@@ -10,6 +10,8 @@ mod link;
 mod rebuild;
 mod scrub;
 mod term;
+#[cfg(all(test, not(feature = "sim")))]
+mod tests;
 
 use crate::ids::{Incarnation, ServerId, Uuid};
 use crate::limits::Limits;
