@@ -193,6 +193,7 @@ impl OpGen {
     fn create(&mut self, model: &ModelFs, draw: &mut impl Draw, kind: Kind) -> FsOp {
         let modes = [0o644, 0o755, 0o600, 0o2775, 0o4755, 0o1777];
         let mode = draw.pick(&modes).copied().unwrap_or(0o644);
+        let mode = if kind == Kind::Symlink { 0o777 } else { mode };
         let target = match kind {
             Kind::Symlink if draw.chance(1, 20) => Vec::new(),
             Kind::Symlink => vec![b't'; usize::try_from(draw.below(20)).unwrap_or(0) + 1],
