@@ -251,7 +251,8 @@ impl App {
                 return self.read(*handle, *off, *len).await.map(FsOut::Data);
             }
             FsOp::Write { handle, off, data } => {
-                let written = client.write(self.handle(*handle)?, *off, Bytes::copy_from_slice(data));
+                let written =
+                    client.write(self.handle(*handle)?, *off, Bytes::copy_from_slice(data));
                 assert_eq!(written.await?, data.len());
             }
             FsOp::Fsync { handle } => client.fsync(self.handle(*handle)?, false).await?,
