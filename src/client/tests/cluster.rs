@@ -130,6 +130,7 @@ impl Cluster {
         master::format(&disk, random_uuid(), layout, &cluster.limits).unwrap();
         for i in 0..masters {
             cluster.start_master(i);
+            cluster.wait_for_masters(i + 1);
         }
         for i in 0..servers {
             let disk = cluster.disk(&format!("c{i}"));
@@ -177,6 +178,22 @@ impl Cluster {
         let disks: Vec<Arc<dyn Disk>> = vec![self.disks[i].clone()];
         let node = runtime.block_on(Chunkserver::start(config, disks)).unwrap();
         self.servers[i] = Some(Node { runtime, node });
+    }
+
+    /// Until the cluster is founded and all masters vote.
+    fn wait_for_masters(&self, count: usize) {
+        self.block_on(async {
+            for _ in 0..600 {
+                let raft = self.masters[0].as_ref().unwrap().node.raft();
+                let founded = crate::namespace::cluster(&raft.view()).is_ok_and(|c| c.is_some());
+                let voters = raft.members().iter().filter(|member| member.voter).count();
+                if founded && voters == count {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            panic!("the masters did not come together");
+        });
     }
 
     /// Until the masters have numbered all of them.
