@@ -342,6 +342,18 @@ fn kernel_answers(model: &ModelFs, op: &FsOp) -> bool {
     model.nodes().get(ino).is_some_and(|node| node.kind != FileKind::Regular)
 }
 
+/// Of an inode that it saw unlinked a mount may show the last attributes: fstat(2) of what is still open.
+fn is_last_glimpse(op: &FsOp, found: &Result<FsOut, Errno>) -> bool {
+    let looks = matches!(op, FsOp::Getattr { .. } | FsOp::Chown { uid: None, gid: None, .. });
+    looks && matches!(found, Ok(FsOut::Stat(stat)) if stat.nlink == 0)
+}
+
+/// Seeds to run: `MOOSENG_SEEDS` of them, or as many as a test run has time for.
+fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let more = std::env::var("MOOSENG_SEEDS").ok().and_then(|text| text.parse().ok());
+    first..first + more.unwrap_or(count)
+}
+
 /// One mount does `steps` operations; now and then a server restarts, the mount is replaced by a fresh one,
 /// or a second mount looks at everything.
 async fn run(name: &str, seed: u64, layout: Layout, steps: u32) {
@@ -362,6 +374,9 @@ async fn run(name: &str, seed: u64, layout: Layout, steps: u32) {
         }
         let expected = model.apply(&op).map(timeless);
         let found = app.run(&op).await;
+        if expected == Err(Errno::ESTALE) && is_last_glimpse(&op, &found) {
+            continue;
+        }
         assert_eq!(found, expected, "seed {seed} step {step}: {op:?}");
         match draw.below(120) {
             0 => cluster.restart_master().await,
@@ -404,19 +419,21 @@ fn layout(data: u32, parity: u32) -> Layout {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_copies_agree_with_the_model() {
-    for seed in 0..3 {
+    for seed in seeds(0, 3) {
         run("two-copies", seed, layout(1, 1), 400).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn erasure_coded_files_agree_with_the_model() {
-    for seed in 10..12 {
+    for seed in seeds(1000, 2) {
         run("erasure", seed, layout(2, 1), 400).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn single_copies_agree_with_the_model() {
-    run("single-copy", 20, layout(1, 0), 400).await;
+    for seed in seeds(2000, 1) {
+        run("single-copy", seed, layout(1, 0), 400).await;
+    }
 }
