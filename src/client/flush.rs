@@ -585,7 +585,7 @@ mod tests {
         let newer = begin(&mut file, Due::All, copies()).unwrap();
         write(&mut file, 50, &[3; 10]);
         for (off, data) in failed.pieces.iter() {
-            put_under(&mut file, *off, data, &[newer.pieces.clone()], Mono(1));
+            put_under(&mut file, *off, data, std::slice::from_ref(&newer.pieces), Mono(1));
         }
         assert_eq!(file.dirty.spans(0, 100), [(0, 10), (20, 50), (50, 60), (60, 100)]);
         let all: Vec<u8> = file.dirty.get(20, 80).iter().flat_map(|(_, d)| d.to_vec()).collect();

@@ -13,6 +13,7 @@ use crate::pb::{
 };
 use crate::tables::Read;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 const GROUP_EXECUTE: u32 = 0o010;
 const CAPABILITY: &[u8] = b"security.capability";
@@ -102,11 +103,13 @@ impl State<'_> {
         if end > CHUNK_BYTES_MAX as u64 {
             return Err(Errno::EINVAL.into());
         }
-        if !chunks.contains_key(&range.chunk) {
-            let chunk = self.db.get::<Chunks>(&ChunkId(range.chunk))?.ok_or(Errno::ECANCELED)?;
-            chunks.insert(range.chunk, chunk);
-        }
-        let chunk = &chunks[&range.chunk];
+        let chunk = match chunks.entry(range.chunk) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let chunk = self.db.get::<Chunks>(&ChunkId(range.chunk))?;
+                new.insert(chunk.ok_or(Errno::ECANCELED)?)
+            }
+        };
         let synced = || epochs.iter().any(|e| e.chunk == chunk.id && e.epoch == chunk.epoch);
         let held = match chunk.state() {
             ChunkState::Open => synced(),

@@ -128,7 +128,7 @@ impl Machine {
         let batch = pb::Batch { session, first_seq: seq, acked_seq: acked, ops };
         let reply = batch_reply(self.propose(Proposal::Batch(batch)));
         assert_eq!((reply.errno, reply.last_seq, reply.results.len()), (0, seq, 1));
-        let result = reply.results[0].clone();
+        let result = reply.results[0];
         let sent = &mut self.clients[client].sent;
         sent.push((seq, vec![op], reply));
         if sent.len() > 64 {
