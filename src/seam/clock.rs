@@ -70,25 +70,7 @@ fn default_source() -> Box<dyn ClockSource> {
     Box::new(super::real::RealClock)
 }
 
-#[cfg(all(feature = "sim", test))]
-fn default_source() -> Box<dyn ClockSource> {
-    /// Unit tests: the simulation's own time, the same on every node.
-    struct TrueClock;
-
-    impl ClockSource for TrueClock {
-        fn mono_ns(&self) -> u64 {
-            madsim::time::TimeHandle::current().elapsed().as_nanos() as u64
-        }
-
-        fn wall_ns(&self) -> u64 {
-            self.mono_ns()
-        }
-    }
-
-    Box::new(TrueClock)
-}
-
-#[cfg(all(feature = "sim", not(test)))]
+#[cfg(feature = "sim")]
 fn default_source() -> Box<dyn ClockSource> {
     Box::new(SimulatedTime)
 }

@@ -102,9 +102,7 @@ impl Cluster {
         };
         let master = Master::start(config, disk).await.map_err(|e| text(&e))?;
         let raft = master.raft().clone();
-        let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
-        running.insert(context.name.clone(), raft.clone());
-        drop(running);
+        self.put(&context.name, &raft);
         context.say(&format!("runs as {}", master.node()));
         let mut before = (raft.term(), false);
         loop {
@@ -121,6 +119,11 @@ impl Cluster {
     /// The raft node of this machine; `None` until it has started.
     pub fn get(&self, name: &str) -> Option<Arc<RaftNode>> {
         self.masters.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn put(&self, name: &str, node: &Arc<RaftNode>) {
+        let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(name.to_owned(), node.clone());
     }
 
     /// How many voters make a majority, as this machine knows its group.

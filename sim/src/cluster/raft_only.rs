@@ -78,6 +78,11 @@ impl Masters {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    fn put(&self, name: &str, node: &Arc<RaftNode>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(name.to_owned(), node.clone());
+    }
+
     /// How many voters make a majority, as this machine knows its group.
     pub fn majority(&self, name: &str) -> usize {
         let voters = |node: Arc<RaftNode>| node.members().iter().filter(|m| m.voter).count();
@@ -129,9 +134,7 @@ impl Masters {
         let shell = Arc::new(Shell(OnceLock::from(raft.clone())));
         let server = Server::start(&address, me(node), config.limits.clone(), shell);
         let _server = server.await.map_err(|error| error.to_string())?;
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.insert(context.name.clone(), raft.clone());
-        drop(running);
+        self.put(&context.name, &raft);
         context.say(&format!("runs as master {node}"));
         watch(context, &raft).await
     }
