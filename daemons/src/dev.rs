@@ -301,7 +301,23 @@ async fn add_master(plan: &Plan, index: u16) -> Result<(), Fail> {
 
 /// Waits until all chunkservers are there.
 async fn settle(plan: &Plan, data: &Path) -> Result<(), Fail> {
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let masters = Masters::new(&[], &plan.addresses())?;
+    let deadline = seam::now() + PATIENCE;
+    loop {
+        let ask = |mut client: Client| async move { client.status(pb::StatusRequest {}).await };
+        let status = masters.call(ask).await?;
+        let alive = status.servers.iter().filter(|server| server.alive).count();
+        if alive >= usize::from(plan.chunkservers) {
+            break;
+        }
+        if seam::now() > deadline {
+            return Err(Fail::new(format!(
+                "only {alive} of {} chunkservers came up",
+                plan.chunkservers
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     save(&Plan { ready: true, ..plan.clone() }, data)
 }
 

@@ -5,15 +5,13 @@ use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::erasure::Layout;
 use mooseng::ids::Uuid;
 use mooseng::limits::Limits;
+use mooseng::master::admin::AdminServer;
 use mooseng::master::{self, Master, MasterConfig};
 use mooseng::seam::Disk;
 use mooseng::seam::real::RealDisk;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
 /// Makes the data directory of the first master of a new cluster.
 ///
@@ -32,10 +30,6 @@ fn unusable(dir: &Path, error: &io::Error) -> Fail {
     Fail::new(format!("data directory {}: {error}", dir.display()))
 }
 
-fn cannot_listen(address: &str, flag: &str, error: &io::Error) -> Fail {
-    Fail::new(format!("cannot listen on {address}: {error}; choose another with {flag}"))
-}
-
 /// How a master is started.
 pub struct MasterPlan {
     /// Its data directory.
@@ -49,8 +43,7 @@ pub struct MasterPlan {
 /// A master and its gRPC service.
 pub struct RunningMaster {
     master: Master,
-    grpc: JoinHandle<()>,
-    end_grpc: oneshot::Sender<()>,
+    admin: AdminServer,
 }
 
 impl RunningMaster {
@@ -61,21 +54,11 @@ impl RunningMaster {
             false => RealDisk::create(&plan.dir),
         };
         let disk: Arc<dyn Disk> = disk.map_err(|e| unusable(&plan.dir, &e))?;
-        let listener = TcpListener::bind(&plan.grpc).await;
-        let listener = listener.map_err(|e| cannot_listen(&plan.grpc, "--grpc-listen", &e))?;
         let master = Master::start(plan.config, disk).await.map_err(Fail::new)?;
-        let (end_grpc, ended) = oneshot::channel::<()>();
-        let serving = async {
-            let _ = ended.await;
-            drop(listener);
-            Ok::<(), std::io::Error>(())
-        };
-        let grpc = tokio::spawn(async {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the gRPC service ended");
-            }
-        });
-        Ok(RunningMaster { master, grpc, end_grpc })
+        let admin = AdminServer::start(master.admin(), &plan.grpc).await;
+        let admin =
+            admin.map_err(|e| Fail::new(format!("{e}; choose another with --grpc-listen")))?;
+        Ok(RunningMaster { master, admin })
     }
 
     /// The master itself.
@@ -85,9 +68,7 @@ impl RunningMaster {
 
     /// Ends it cleanly.
     pub async fn stop(self) {
-        let _ = self.end_grpc.send(());
-        // A client that holds its connection open does not hold us.
-        self.grpc.abort();
+        self.admin.stop().await;
         self.master.stop().await;
     }
 }

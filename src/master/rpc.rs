@@ -139,6 +139,7 @@ async fn query(shared: &Shared, request: pb::QueryRequest) -> Answer {
         let mut result = namespace::query(&view, &shared.limits, query)
             .map_err(|error| shared.broken(&error))?;
         mark_alive(shared, &mut result);
+        servers::fill_space(shared, &view, &mut result).map_err(|error| shared.broken(&error))?;
         results.push(result);
     }
     let reply = pb::QueryReply { term: term.get(), index: index.get(), results };

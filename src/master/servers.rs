@@ -6,7 +6,7 @@ use super::rpc::{must_lead, refusal};
 use super::soft::Beat;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, ServerId, Uuid};
-use crate::namespace::tables::{Chunks, ServerChunks, Servers};
+use crate::namespace::tables::{Chunks, Classes, ServerChunks, Servers};
 use crate::pb;
 use crate::placement::{Candidate, ServerView};
 use crate::seam;
@@ -45,6 +45,33 @@ pub(super) fn candidates(shared: &Shared) -> Result<Vec<Candidate>, Refusal> {
             draining: view.state == pb::ServerState::Draining,
         })
         .collect())
+}
+
+/// Space is not in the log: it is what the working disks of living servers said last, as the default class
+/// would fill it.
+pub(super) fn fill_space(
+    shared: &Shared,
+    view: &impl Read,
+    result: &mut pb::QueryResult,
+) -> Result<(), TableError> {
+    let Some(pb::query_result::Result::Statfs(found)) = &mut result.result else { return Ok(()) };
+    let class = view.get::<Classes>(&0)?.unwrap_or_default();
+    let layout = class.layout.unwrap_or_default();
+    let data = u128::from(layout.data.max(1));
+    let shards = u128::from((layout.data + layout.parity).max(1));
+    let logical = |bytes: u128| u64::try_from(bytes * data / shards).unwrap_or(u64::MAX);
+    let (mut total, mut free) = (0, 0);
+    let soft = shared.soft();
+    for (server, beat) in &soft.servers {
+        if soft.alive(*server, &shared.limits) {
+            for disk in beat.disks.iter().filter(|disk| !disk.failed) {
+                total += u128::from(disk.total_bytes);
+                free += u128::from(disk.free_bytes);
+            }
+        }
+    }
+    (found.total_bytes, found.free_bytes) = (logical(total), logical(free));
+    Ok(())
 }
 
 /// A chunkserver starts: it gets its number, or is found again under the one it has.

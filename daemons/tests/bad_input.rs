@@ -1,0 +1,197 @@
+//! Wrong directories, ports, disks and mount points: one line that names the thing and what to do.
+#![cfg(not(feature = "sim"))]
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod common;
+
+use common::cluster::{Cluster, Options, mounted};
+use common::{TempDir, free_ports, need_fuse, ok, one_line, program, turn, until};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn master(dir: &Path, listen: &str) -> String {
+    one_line("mooseng-master", &["--data", &text(dir), "--listen", listen], 1)
+}
+
+fn chunkserver(dirs: &[&Path], listen: &str, masters: &str) -> String {
+    let dirs = dirs.iter().map(|dir| text(dir)).collect::<Vec<_>>().join(",");
+    let args = ["--data", &dirs, "--listen", listen, "--masters", masters];
+    one_line("mooseng-chunkserver", &args, 1)
+}
+
+#[test]
+fn directories_that_are_not_a_masters() {
+    let temp = TempDir::new("masterdirs");
+    let listen = format!("127.0.0.1:{}", free_ports(2));
+    let empty = temp.dir("empty");
+    let line = master(&empty, &listen);
+    assert!(line.contains(&text(&empty)) && line.contains("mooseng init"), "{line}");
+    let line = master(&temp.path().join("missing"), &listen);
+    assert!(line.contains("missing: No such file"), "{line}");
+
+    let foreign = temp.dir("foreign");
+    std::fs::write(foreign.join("photo.jpg"), "x").unwrap();
+    let line = master(&foreign, &listen);
+    assert!(line.contains(&text(&foreign)) && line.contains("photo.jpg"), "{line}");
+    let line = one_line("mooseng", &["init", "--data", &text(&foreign)], 1);
+    assert!(line.contains("not empty") && line.contains("photo.jpg"), "{line}");
+
+    let good = temp.path().join("good");
+    ok("mooseng", &["init", "--data", &text(&good)]);
+    let line = one_line("mooseng", &["init", "--data", &text(&good)], 1);
+    assert!(line.contains("not empty"), "twice: {line}");
+    let superblock = good.join("superblock");
+    let mut raw = std::fs::read(&superblock).unwrap();
+    let middle = raw.len() / 2;
+    raw[middle] ^= 1;
+    std::fs::write(&superblock, raw).unwrap();
+    let line = master(&good, &listen);
+    assert!(line.contains(&text(&superblock)), "{line}");
+}
+
+#[test]
+fn a_master_refuses_a_used_directory_a_used_port_and_another_cluster() {
+    let _turn = turn();
+    let cluster = Cluster::start("used", Options::new(1, 1));
+    let other = format!("127.0.0.1:{}", free_ports(2));
+    let line = master(&cluster.master_dir(0), &other);
+    assert!(line.contains("in use by another running process"), "{line}");
+    let line = chunkserver(&[&cluster.chunkserver_dir(0)], &other, &cluster.masters_flag());
+    assert!(line.contains(&text(&cluster.chunkserver_dir(0))) && line.contains("in use"), "{line}");
+
+    let fresh = cluster.temp.path().join("fresh");
+    ok("mooseng", &["init", "--data", &text(&fresh)]);
+    let line = master(&fresh, &cluster.master_address(0));
+    let address = cluster.master_address(0);
+    // The gRPC port is bound first.
+    let said = line.contains("Address already in use") && line.contains("127.0.0.1:");
+    assert!(said, "{address}: {line}");
+    let disk = cluster.temp.dir("disk");
+    let line = chunkserver(&[&disk], &cluster.chunkserver_address(0), &cluster.masters_flag());
+    assert!(line.contains("in use") && line.contains(&cluster.chunkserver_address(0)), "{line}");
+
+    let output = Command::new(program("mooseng-master"))
+        .args(["--data", &text(&fresh), "--listen", &other])
+        .env("MOOSENG_CLUSTER__ID", "00112233445566778899aabbccddeeff")
+        .output()
+        .unwrap();
+    let err = common::text(&output.stderr);
+    assert!(!output.status.success() && err.contains("belongs to cluster"), "{err}");
+}
+
+#[test]
+fn a_chunkserver_refuses_a_missing_an_emptied_and_a_foreign_disk() {
+    let _turn = turn();
+    let mut cluster = Cluster::start("disks", Options::new(1, 0));
+    let masters = cluster.masters_flag();
+    let listen = format!("127.0.0.1:{}", free_ports(1));
+    let (one, two) = (cluster.temp.dir("one"), cluster.temp.dir("two"));
+    let mut command = Command::new(program("mooseng-chunkserver"));
+    command.args(["--data", &text(&one), "--data", &text(&two)]);
+    command.args(["--listen", &listen, "--masters", &masters]);
+    let log = cluster.temp.path().join("two-disks.log");
+    let daemon = common::Daemon::start("two-disks", &mut command, &log);
+    until("it is registered", 30, || {
+        let status = cluster.try_status()?;
+        (common::cluster::count(&status["servers"], |s| s["alive"] == true) == 1).then_some(())
+    });
+    daemon.stop();
+
+    let line = chunkserver(&[&one], &listen, &masters);
+    assert!(line.contains("missing"), "a registered disk is not given: {line}");
+    let line = chunkserver(&[&one, Path::new("/no/such/disk")], &listen, &masters);
+    assert!(line.contains("/no/such/disk: No such file"), "{line}");
+    let away = cluster.temp.path().join("away");
+    std::fs::rename(&two, &away).unwrap();
+    std::fs::create_dir(&two).unwrap();
+    let line = chunkserver(&[&one, &two], &listen, &masters);
+    assert!(line.contains("missing"), "an emptied disk: {line}");
+    std::fs::write(two.join("photo.jpg"), "x").unwrap();
+    let line = chunkserver(&[&one, &two], &listen, &masters);
+    assert!(line.contains(&text(&two)), "a foreign directory: {line}");
+    let line = chunkserver(&[&cluster.master_dir(0)], &listen, &masters);
+    assert!(line.contains(&text(&cluster.master_dir(0))), "a master's directory: {line}");
+    cluster.stop_all();
+}
+
+#[test]
+fn a_mount_left_over_or_busy_is_named_and_umount_clears_it() {
+    let _turn = turn();
+    need_fuse();
+    let cluster = Cluster::start("points", Options::new(1, 2));
+    let mount = cluster.mount("mount");
+    let dir = mount.dir.clone();
+    let masters = cluster.masters_flag();
+    let line = one_line("mooseng-mount", &[&masters, &text(&dir)], 1);
+    assert!(line.ends_with("busy: fuse.mooseng is mounted there"), "{line}");
+    // Busy for umount as well while a file is open.
+    let open = std::fs::File::create(mount.path("open")).unwrap();
+    let line = one_line("mooseng", &["umount", &text(&dir)], 1);
+    assert!(line.contains("busy"), "{line}");
+    drop(open);
+
+    let mut mount = mount;
+    mount.daemon.take().unwrap().kill();
+    assert!(mounted(&dir), "the killed process leaves its mount");
+    let line = one_line("mooseng-mount", &[&masters, &text(&dir)], 1);
+    assert!(line.contains("left over from a killed process"), "{line}");
+    assert!(line.contains(&format!("mooseng umount {}", text(&dir))), "{line}");
+    ok("mooseng", &["umount", &text(&dir)]);
+    assert!(!mounted(&dir));
+    // In the background this time: the command returns when the mount is up.
+    ok("mooseng-mount", &[&masters, &text(&dir)]);
+    assert!(mounted(&dir));
+    assert!(dir.join("open").exists());
+    ok("mooseng", &["umount", &text(&dir)]);
+    assert!(!mounted(&dir));
+}
+
+#[test]
+fn a_class_wider_than_the_cluster_is_refused() {
+    let _turn = turn();
+    need_fuse();
+    let cluster = Cluster::start("wide", Options::new(1, 2));
+    let mount = cluster.mount("mount");
+    std::fs::create_dir(mount.path("dir")).unwrap();
+    let dir = text(&mount.path("dir"));
+    let line = one_line("mooseng", &["class", "set", &dir, "4+2"], 1);
+    assert!(line.contains('6') && line.contains('2'), "says what it has and what it needs: {line}");
+    // Copies that fit are taken, by name or by layout, and inherited.
+    ok("mooseng", &["class", "set", &dir, "1+0"]);
+    std::fs::write(mount.path("dir/file"), vec![7; 100_000]).unwrap();
+    let file = text(&mount.path("dir/file"));
+    let class = common::json("mooseng", &["--json", "class", "get", &file]);
+    assert_eq!((&class["data"], &class["parity"]), (&1.into(), &0.into()), "{class:#}");
+    let info = common::json("mooseng", &["--json", "file", "info", &file]);
+    assert_eq!(info["chunks"][0]["replicas"].as_array().unwrap().len(), 1, "{info:#}");
+}
+
+#[test]
+fn without_rights_the_mount_says_so() {
+    need_fuse();
+    if Command::new("fusermount3").arg("-V").output().is_ok() {
+        // Then nobody may mount, and nothing is to be refused.
+        return;
+    }
+    let temp = TempDir::new("rights");
+    let copy = temp.path().join("mooseng-mount");
+    std::fs::copy(program("mooseng-mount"), &copy).unwrap();
+    std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let dir = temp.dir("mount");
+    let mut command = Command::new(copy);
+    command.args(["127.0.0.1:1", &text(&dir)]).current_dir("/");
+    if rustix::process::geteuid().is_root() {
+        command.uid(65_534).gid(65_534);
+    }
+    let output = command.output().unwrap();
+    let err = common::text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    let said = err.contains("cannot use /dev/fuse") || err.contains("needs root, or fusermount3");
+    assert!(said && err.lines().count() == 1, "{err}");
+}
