@@ -139,8 +139,11 @@ fn a_mount_left_over_or_busy_is_named_and_umount_clears_it() {
     let mut mount = mount;
     mount.daemon.take().unwrap().kill();
     assert!(mounted(&dir), "the killed process leaves its mount");
-    let line = one_line("mooseng-mount", &[&masters, &text(&dir)], 1);
-    assert!(line.contains("left over from a killed process"), "{line}");
+    // The kernel notices the death when it has torn down the process's descriptors.
+    let line = common::until("the mount is seen to be left over", 10, || {
+        let line = one_line("mooseng-mount", &[&masters, &text(&dir)], 1);
+        line.contains("left over from a killed process").then_some(line)
+    });
     assert!(line.contains(&format!("mooseng umount {}", text(&dir))), "{line}");
     ok("mooseng", &["umount", &text(&dir)]);
     assert!(!mounted(&dir));

@@ -201,8 +201,9 @@ fn writes_cost(dev: &Dev) {
     assert!(asked <= 2, "{asked} getxattrs for {WRITES} writes");
     let asked = difference(&before, &after, "getattr");
     assert!(asked <= 5, "{asked} getattrs for {WRITES} writes");
-    // 1 MiB in one call is one request.
+    // 1 MiB in one call is one request, or two where the buffer does not begin on a page: a request carries
+    // 256 pages.
     let before = dev.stats();
     file.write_all_at(&vec![3; 1 << 20], 0).unwrap();
-    assert_eq!(difference(&before, &dev.stats(), "write"), 1);
+    assert!(difference(&before, &dev.stats(), "write") <= 2);
 }
