@@ -92,7 +92,8 @@ pub(super) async fn register(
     let current = known.as_ref().is_some_and(|row| {
         row.address == request.address && row.labels == request.labels && row.disks == disks
     });
-    let mut server = ServerId(request.server);
+    // Found by its uuid it may not know its number: the answer to its first registration may be lost.
+    let mut server = ServerId(known.as_ref().map_or(request.server, |row| row.id));
     if !current {
         let command = pb::RegisterServerCmd {
             uuid: request.uuid,
