@@ -6,6 +6,7 @@ use super::rpc::{must_lead, refusal};
 use super::soft::Beat;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, ServerId, Uuid};
+use crate::namespace;
 use crate::namespace::tables::{Chunks, Classes, ServerChunks, Servers};
 use crate::pb;
 use crate::placement::{Candidate, ServerView};
@@ -81,6 +82,10 @@ pub(super) async fn register(
 ) -> Result<Outgoing, Refusal> {
     must_lead(shared)?;
     check_registration(&request)?;
+    let founded = namespace::cluster(&shared.raft.view()).map_err(|error| shared.broken(&error))?;
+    if founded.is_none() {
+        return Err(Refusal::new(RefusalCode::Busy, "the cluster is being founded"));
+    }
     let known = rows(shared)
         .map_err(|error| shared.broken(&error))?
         .into_iter()
