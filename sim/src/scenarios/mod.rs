@@ -1,7 +1,6 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod cluster_chaos;
-mod damage;
 mod disk_model;
 mod journal;
 mod raft_chaos;
@@ -16,7 +15,6 @@ pub const ALL: &[Scenario] = &[
     raft_chaos::SCENARIO,
     cluster_chaos::SCENARIO,
     tables_model::SCENARIO,
-    damage::SCENARIO,
 ];
 
 /// Every planted bug and the scenario that must catch it.
