@@ -14,6 +14,14 @@ use std::time::Duration;
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for a master's word about who leads.
 const PROBE_DEADLINE: Duration = Duration::from_millis(500);
+/// A call that has no answer for so long may wait for a machine that lost its power, which closes no
+/// connection: the other masters are asked who leads while the call goes on.
+const DOUBT_AFTER: Duration = Duration::from_millis(400);
+/// How often they are asked from then on.
+const DOUBT_AGAIN: Duration = Duration::from_millis(150);
+/// An election takes less than this. So long the search for the leader keeps its pauses short; later the
+/// masters are taken to be away for longer.
+const SEARCH_TIME: Duration = Duration::from_secs(3);
 /// Masters remembered beyond those configured.
 const MASTERS_MAX: usize = 16;
 
@@ -76,10 +84,19 @@ pub fn classify(error: &CallError) -> Next {
     }
 }
 
+/// How an attempt ended that brought no reply.
+enum Failed {
+    Call(CallError),
+    /// Another master is said to lead by now.
+    Moved,
+}
+
 struct Targets {
     known: Vec<String>,
     leader: Option<String>,
     turn: usize,
+    /// When somebody last began to ask who leads.
+    doubted: Mono,
 }
 
 /// The masters of the cluster.
@@ -94,7 +111,7 @@ pub struct Masters {
 impl Masters {
     /// Masters known by configuration.
     pub fn new(pool: Arc<Pool>, limits: Arc<Limits>, known: Vec<String>) -> Masters {
-        let targets = Targets { known, leader: None, turn: 0 };
+        let targets = Targets { known, leader: None, turn: 0, doubted: Mono(0) };
         Masters {
             pool,
             limits,
@@ -129,17 +146,21 @@ impl Masters {
         until: Mono,
     ) -> Result<C::Reply, MasterError> {
         let mut pause = self.limits.retry_pause;
-        let mut failures = 0;
+        let (mut failures, began) = (0, seam::now());
         loop {
             let left = seam::now().until(until);
             let target = self.target();
             let attempt = ATTEMPT_DEADLINE.min(left);
-            let error = match self.pool.call::<C>(&target, request, Vec::new(), attempt).await {
-                Ok((reply, _)) => {
+            let error = match self.attempt::<C>(&target, request, attempt).await {
+                Ok(reply) => {
                     self.led(&target);
                     return Ok(reply);
                 }
-                Err(error) => error,
+                Err(Failed::Call(error)) => error,
+                Err(Failed::Moved) => {
+                    self.retries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    continue;
+                }
             };
             tracing::debug!(call = C::NAME, %target, %error, "a master did not answer");
             let next = classify(&error);
@@ -156,12 +177,61 @@ impl Masters {
             failures += 1;
             // A master that names the leader is believed at once, but not for ever: two may name each other.
             let at_once = matches!(next, Next::Ask(_)) && failures % 4 != 0;
+            let searching = next != Next::Again && seam::now().since(began) < SEARCH_TIME;
             self.follow(&target, next).await;
             if !at_once {
+                let most = match searching {
+                    true => self.limits.heartbeat,
+                    false => self.limits.retry_pause_max,
+                };
                 tokio::time::sleep(jitter(pause).min(seam::now().until(until))).await;
-                pause = (pause * 2).min(self.limits.retry_pause_max);
+                pause = (pause * 2).min(most);
             }
         }
+    }
+
+    /// One call to one master. While it waits, the others are asked whether they know of another leader.
+    async fn attempt<C: Call>(
+        &self,
+        target: &str,
+        request: &C::Request,
+        deadline: Duration,
+    ) -> Result<C::Reply, Failed> {
+        let call = self.pool.call::<C>(target, request, Vec::new(), deadline);
+        let mut call = std::pin::pin!(call);
+        let mut patience = DOUBT_AFTER;
+        loop {
+            let doubt = async {
+                tokio::time::sleep(patience).await;
+                self.doubt(target).await
+            };
+            tokio::select! {
+                biased;
+                answer = &mut call => return answer.map(|(reply, _)| reply).map_err(Failed::Call),
+                moved = doubt => if moved {
+                    crate::mark!("client left a leader that was silent");
+                    return Err(Failed::Moved);
+                }
+            }
+            patience = DOUBT_AGAIN;
+        }
+    }
+
+    /// Whether another master leads than the one that does not answer. One caller asks for all.
+    async fn doubt(&self, silent: &str) -> bool {
+        let now = seam::now();
+        let ask = {
+            let mut targets = self.targets();
+            let ask = now.since(targets.doubted) >= DOUBT_AGAIN;
+            if ask {
+                targets.doubted = now;
+            }
+            ask && targets.leader.as_deref().is_none_or(|leader| leader == silent)
+        };
+        if ask && let Some(address) = self.probe(silent).await {
+            self.led(&address);
+        }
+        self.targets().leader.as_deref().is_some_and(|leader| leader != silent)
     }
 
     /// The master that is asked next.

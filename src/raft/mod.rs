@@ -406,7 +406,8 @@ fn openraft_config(config: &RaftConfig) -> Result<Config, StartError> {
     let shortest = ms(limits.election_min).saturating_sub(longest).max(longest / 2);
     Config {
         cluster_name: config.cluster.to_string(),
-        heartbeat_interval: ms(limits.heartbeat),
+        // openraft looks at its clocks every one and a half intervals, also to send heartbeats.
+        heartbeat_interval: (ms(limits.heartbeat) * 2 / 3).max(1),
         election_timeout_min: shortest,
         election_timeout_max: longest,
         install_snapshot_timeout: ms(limits.append_deadline),

@@ -5,7 +5,7 @@ use crate::disk::SimDisk;
 use crate::failure::stuck;
 use crate::oracles::state_hash::StateHash;
 use crate::trace;
-use crate::world::{NodeContext, NodeSpec, Role, World};
+use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::{Client, ClientConfig};
 use mooseng::erasure::Layout;
@@ -134,6 +134,15 @@ impl Cluster {
     fn leader(&self, world: &World) -> Option<Arc<RaftNode>> {
         let names = world.names(Role::Master);
         names.iter().filter_map(|name| self.get(name)).find(|node| node.is_leader_ready())
+    }
+
+    /// The machine whose master leads.
+    pub fn leader_name(&self, world: &World) -> Option<String> {
+        let leads = |name: &String| {
+            world.power(name) == Power::Up
+                && self.get(name).is_some_and(|node| node.is_leader_ready())
+        };
+        world.names(Role::Master).into_iter().find(leads)
     }
 
     /// Waits until all masters vote and all chunkservers are registered.

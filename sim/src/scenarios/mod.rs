@@ -2,6 +2,7 @@
 
 mod cluster_chaos;
 mod disk_model;
+mod failover;
 mod journal;
 mod raft_chaos;
 mod tables_model;
@@ -14,6 +15,7 @@ pub const ALL: &[Scenario] = &[
     journal::SCENARIO,
     raft_chaos::SCENARIO,
     cluster_chaos::SCENARIO,
+    failover::SCENARIO,
     tables_model::SCENARIO,
 ];
 
