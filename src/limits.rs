@@ -113,6 +113,8 @@ pub struct Limits {
     pub store_queue_bytes_max: usize,
     /// Kept free on a chunk disk (at most a twentieth of it), so that deletes work when it is full.
     pub disk_reserve_bytes: u64,
+    /// Most bytes that a replica's file is made longer than what short appends need.
+    pub prewrite_bytes: u64,
     /// Replica files that one chunk disk keeps open.
     pub open_replicas_max: usize,
     /// Synced bytes of a replica by which its recorded length may lag: what a restart checks again.
@@ -203,6 +205,7 @@ impl Limits {
             store_queue_max: 1024,
             store_queue_bytes_max: 64 << 20,
             disk_reserve_bytes: 64 << 20,
+            prewrite_bytes: 1 << 20,
             open_replicas_max: 512,
             recorded_lag_bytes: 4 << 20,
             scrub_bytes_per_second: 8 << 20,
@@ -257,6 +260,7 @@ impl Limits {
             store_queue_max: 64,
             store_queue_bytes_max: 1 << 20,
             disk_reserve_bytes: 64 << 10,
+            prewrite_bytes: 32 << 10,
             open_replicas_max: 4,
             recorded_lag_bytes: 32 << 10,
             scrub_bytes_per_second: 256 << 10,

@@ -315,6 +315,7 @@ impl Found {
             sealed: self.sealed,
             named: true,
             corrupt: self.corrupt,
+            prewritten: 0,
         }
     }
 }

@@ -96,6 +96,7 @@ impl Build {
             sealed: true,
             named: true,
             corrupt: false,
+            prewritten: 0,
         };
         let before = store.lock_replicas().insert(id, Replica::new(id, progress));
         if before.is_some() {

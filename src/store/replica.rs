@@ -21,6 +21,8 @@ pub(super) struct Progress {
     pub named: bool,
     /// A block does not match its CRC, or bytes that were durable are gone.
     pub corrupt: bool,
+    /// The file has blocks up to here, written as zeros where nothing was appended yet.
+    pub prewritten: u64,
 }
 
 impl Progress {

@@ -13,7 +13,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Appends shorter than this go into blocks that were written as zeros before: a sync that makes a file longer
+/// changes the file system's metadata and takes about twice as long (measured on ext4: 240 against 130 us).
+const PREWRITE_BELOW: usize = 64 << 10;
+/// Bytes written as zeros at a time: as many as the replica has already, within these bounds.
+const PREWRITE_MIN: u64 = 128 << 10;
+/// See [`PREWRITE_MIN`].
+const PREWRITE_MAX: u64 = 1 << 20;
 
 /// Bytes of an append from which on their write-back is started early, so that the sync has less to wait for.
 const WRITEBACK_BYTES: usize = 256 << 10;
@@ -107,11 +115,34 @@ impl Store {
         }
         self.check_room(append.padded())?;
         let file = self.file(&replica)?;
-        if let Err(error) = self.write_blocks(&*file, append) {
+        let prewritten = self.prewrite(&replica, &*file, append);
+        if let Err(error) = prewritten.and_then(|()| self.write_blocks(&*file, append)) {
             return Err(self.undo(&replica, &*file, append, error));
         }
         replica.update(|progress| progress.length = append.end());
         Ok(append.end())
+    }
+
+    /// Makes the file longer than a short append needs, so that the syncs of those to come are quick.
+    fn prewrite(&self, replica: &Replica, file: &dyn DiskFile, append: &Append) -> io::Result<()> {
+        let now = replica.progress();
+        if append.data.len() >= PREWRITE_BELOW || append.end() <= now.prewritten {
+            return Ok(());
+        }
+        let bytes = now.length.clamp(PREWRITE_MIN, PREWRITE_MAX).min(self.limits().prewrite_bytes);
+        let upto = (append.offset + bytes).min(append.id.len_max());
+        if upto <= append.end() || self.check_room(bytes).is_err() {
+            return Ok(());
+        }
+        mark!("store: blocks written as zeros");
+        let mut at = append.end();
+        while at < upto {
+            let len = (upto - at).min(ZEROS.len() as u64);
+            file.write_at(append.id.data_start() + at, &ZEROS[..len as usize])?;
+            at += len;
+        }
+        replica.update(|progress| progress.prewritten = upto);
+        Ok(())
     }
 
     fn write_blocks(&self, file: &dyn DiskFile, append: &Append) -> io::Result<()> {
@@ -150,7 +181,10 @@ impl Store {
             return answer;
         }
         match file.set_len(start + length) {
-            Ok(()) => answer,
+            Ok(()) => {
+                replica.update(|progress| progress.prewritten = 0);
+                answer
+            }
             Err(error) => self.fence("append", &error),
         }
     }
@@ -320,11 +354,12 @@ impl Store {
                 durable: asked,
                 recorded: asked,
                 sealed: true,
+                prewritten: 0,
                 ..*progress
             };
         });
-        if asked < now.length {
-            mark!("store: seal cut off an uncommitted tail");
+        crate::maybe!(asked < now.length, "store: seal cut off an uncommitted tail");
+        if asked < now.length.max(now.prewritten) {
             file.set_len(id.data_start() + asked).map_err(|e| self.fence("seal", &e))?;
         }
         Ok(asked)
@@ -356,15 +391,21 @@ impl Store {
         let all: Vec<Arc<Replica>> = self.lock_replicas().values().cloned().collect();
         for replica in all {
             let now = replica.progress();
-            if now.clean() && now.recorded == now.length {
+            if now.clean() && now.recorded == now.length && now.prewritten <= now.length {
                 continue;
             }
             self.sync(&[replica.id]).swap_remove(0)?;
             let recorded = Recorded { synced: now.length, sealed: false };
-            self.file(&replica)?
-                .write_at(0, &format::encode_header(replica.id, recorded))
+            let file = self.file(&replica)?;
+            file.write_at(0, &format::encode_header(replica.id, recorded))
+                .and_then(|()| match now.prewritten > now.length {
+                    true => file.set_len(replica.id.data_start() + now.length),
+                    false => Ok(()),
+                })
                 .map_err(|e| self.fence("header", &e))?;
-            replica.update(|progress| progress.recorded = now.length);
+            replica.update(|progress| {
+                (progress.recorded, progress.prewritten) = (now.length, 0);
+            });
         }
         Ok(())
     }
