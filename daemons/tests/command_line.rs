@@ -72,3 +72,16 @@ fn wrong_mount_points_are_one_line() {
     let line = one_line("mooseng-mount", &["127.0.0.1:1", &text(&dir), "-o", "fast"], 2);
     assert!(line.contains("unknown mount option `fast`"), "{line}");
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    use std::process::{Command, Stdio};
+    let temp = common::TempDir::new("pipe");
+    let mut command = Command::new(common::program("mooseng"));
+    command.args(["init", "--data"]).arg(temp.path().join("m"));
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(common::text(&output.stderr), "", "nothing to complain about");
+}

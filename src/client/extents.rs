@@ -180,6 +180,11 @@ impl ExtentMap {
         found
     }
 
+    /// Bytes held in memory because they are in the metadata.
+    pub fn inline_bytes(&self) -> u64 {
+        self.inline
+    }
+
     /// Inline bytes that stay when the given ranges are replaced; `None` if part of the file is not known.
     pub fn inline_bytes_beside(&self, ranges: &[(u64, u64)]) -> Option<u64> {
         if self.known != u64::MAX {

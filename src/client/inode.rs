@@ -69,6 +69,8 @@ pub struct FileData {
     pub opened_at: Mono,
     /// The masters keep the inode for this session even without a name.
     pub pinned: bool,
+    /// Its inline pieces are counted among those of closed files.
+    pub inline_kept: bool,
     /// The next commit clears setuid and setgid.
     pub kill_priv: bool,
 }

@@ -2,6 +2,7 @@
 //! kept true through this mount's own operations, usable for the time to live.
 
 use super::dirs::Known;
+use super::inline::InlineKept;
 use super::inode::{Inode, State, Table};
 use crate::errno::Errno;
 use crate::ids::InodeId;
@@ -12,6 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
+
+/// Inline pieces of closed files may take this part of what the cache of chunk bytes may take.
+const INLINE_SHARE: usize = 8;
 
 /// Bytes of all inodes that are written and not committed.
 #[derive(Debug, Default)]
@@ -73,6 +77,8 @@ pub struct Meta {
     pub table: Table,
     /// What is to be written back.
     pub dirty: Dirty,
+    /// Closed files with pieces in memory.
+    pub inline_kept: InlineKept,
     /// Bounds and times.
     pub limits: Arc<Limits>,
 }
@@ -80,7 +86,12 @@ pub struct Meta {
 impl Meta {
     /// Empty caches.
     pub fn new(limits: Arc<Limits>) -> Meta {
-        Meta { table: Table::new(limits.inodes_cached_max), dirty: Dirty::default(), limits }
+        Meta {
+            table: Table::new(limits.inodes_cached_max),
+            dirty: Dirty::default(),
+            inline_kept: InlineKept::new(limits.data_cache_bytes / INLINE_SHARE),
+            limits,
+        }
     }
 
     /// Until when an answer to what was asked at `asked` may be used.

@@ -11,6 +11,7 @@ mod extents;
 mod fetch;
 mod flush;
 mod handles;
+mod inline;
 mod inode;
 mod masters;
 mod meta;

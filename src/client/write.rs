@@ -177,6 +177,7 @@ impl Client {
             }
         }
         self.meta.dirty.remove(inode);
+        self.meta.inline_kept.closed(inode);
         self.unpin(inode, unlinked);
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Metric, Place, Sizes, caches};
 use crate::cli::out;
+use crate::cli::out::say;
 use serde_json::{Value, json};
 
 struct Line {
@@ -80,7 +81,7 @@ impl Report {
         if as_json {
             return out::json(&self.as_json());
         }
-        println!(
+        say!(
             "medians of {} interleaved rounds (smallest to largest); {} MiB file, {} small files; {}\n",
             self.sizes.rounds,
             self.sizes.file_bytes >> 20,

@@ -2,6 +2,7 @@
 
 use super::connect::Client;
 use super::{Common, out, status};
+use crate::cli::out::say;
 use crate::fail::Fail;
 use clap::Subcommand;
 use mooseng::pb;
@@ -89,7 +90,7 @@ pub(super) async fn chunkserver(common: &Common, command: ChunkserverCommand) ->
 fn done(common: &Common, key: &str, id: u64, text: String) {
     match common.json {
         true => out::json(&json!({ key: id })),
-        false => println!("{text}"),
+        false => say!("{text}"),
     }
 }
 

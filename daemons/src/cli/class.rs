@@ -2,6 +2,7 @@
 
 use super::connect::{Client, Masters};
 use super::{Common, out, place};
+use crate::cli::out::say;
 use crate::fail::Fail;
 use clap::Subcommand;
 use mooseng::erasure::Layout;
@@ -41,7 +42,7 @@ pub(super) async fn run(common: &Common, command: ClassCommand) -> Result<(), Fa
             let id = create(&masters, &name, parse(&layout)?).await?;
             match common.json {
                 true => out::json(&json!({ "id": id, "name": name })),
-                false => println!("class {name}: {layout}"),
+                false => say!("class {name}: {layout}"),
             }
         }
         ClassCommand::List => list(common).await?,
@@ -92,7 +93,7 @@ async fn set(common: &Common, path: &Path, class: &str) -> Result<(), Fail> {
     target.masters.call(ask).await?;
     match common.json {
         true => out::json(&json!({ "path": path, "class": name })),
-        false => println!("{}: {name}", path.display()),
+        false => say!("{}: {name}", path.display()),
     }
     Ok(())
 }
@@ -113,7 +114,7 @@ async fn get(common: &Common, path: &Path) -> Result<(), Fail> {
         out::json(&value);
     } else {
         let mark = if inherited { " (the cluster's default)" } else { "" };
-        println!("{}: {} {}{mark}", path.display(), class.name, layout_text(class.layout.as_ref()));
+        say!("{}: {} {}{mark}", path.display(), class.name, layout_text(class.layout.as_ref()));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `mooseng init`.
 
 use super::{Common, out};
+use crate::cli::out::say;
 use crate::fail::Fail;
 use clap::Args;
 use mooseng::erasure::Layout;
@@ -39,8 +40,8 @@ pub(super) fn run(common: &Common, args: &InitArgs) -> Result<(), Fail> {
     if common.json {
         out::json(&serde_json::json!({ "cluster": cluster.to_string(), "data": dir }));
     } else {
-        println!("cluster {cluster}");
-        println!("start its first master: mooseng-master --data {}", dir.display());
+        say!("cluster {cluster}");
+        say!("start its first master: mooseng-master --data {}", dir.display());
     }
     Ok(())
 }

@@ -2,10 +2,30 @@
 
 use comfy_table::{Table, presets};
 use serde_json::Value;
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
+
+/// Prints a line of results, as `println!` does.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::out::line(format_args!($($text)*)) };
+}
+pub(crate) use say;
+
+/// Prints one line. A reader that has seen enough (`| head`) ends the program, quietly.
+pub(crate) fn line(text: Arguments<'_>) {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("mooseng: standard output: {error}");
+            std::process::exit(1);
+        }
+    }
+}
 
 /// Prints pretty JSON.
 pub(crate) fn json(value: &Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 /// Prints a table without lines.
@@ -17,7 +37,7 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     }
     // The crate pads every column; nothing after the last one is wanted.
     for line in table.lines() {
-        println!("{}", line.trim());
+        say!("{}", line.trim());
     }
 }
 

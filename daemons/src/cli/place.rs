@@ -4,6 +4,7 @@
 
 use super::connect::{Client, Masters};
 use super::{Common, out};
+use crate::cli::out::say;
 use crate::fail::Fail;
 use bytes::Bytes;
 use mooseng::pb;
@@ -71,7 +72,7 @@ pub(super) async fn file_info(common: &Common, path: &Path) -> Result<(), Fail> 
         return Ok(());
     }
     let attr = info.attr.unwrap_or_default();
-    println!(
+    say!(
         "{}: inode {}  {}  mode {:o}  links {}  class {}",
         path.display(),
         attr.inode,
@@ -81,7 +82,7 @@ pub(super) async fn file_info(common: &Common, path: &Path) -> Result<(), Fail> 
         attr.class
     );
     if !info.extents.is_empty() {
-        println!();
+        say!("");
         let header = ["OFFSET", "LENGTH", "CHUNK", "AT", "LAYOUT", "STATE", "SERVERS"];
         out::table(&header, info.extents.iter().map(|extent| extent_row(&info, extent)));
     }

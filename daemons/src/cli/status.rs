@@ -1,6 +1,7 @@
 //! `mooseng status`.
 
 use super::{Common, out};
+use crate::cli::out::say;
 use crate::fail::Fail;
 use mooseng::pb;
 use serde_json::{Value, json};
@@ -11,11 +12,14 @@ pub(super) async fn run(common: &Common) -> Result<(), Fail> {
         out::json(&as_json(&status));
         return Ok(());
     }
-    println!(
+    say!(
         "cluster {}  leader m{}  term {}  applied #{}",
-        status.cluster, status.leader, status.term, status.applied_index
+        status.cluster,
+        status.leader,
+        status.term,
+        status.applied_index
     );
-    println!(
+    say!(
         "{} inodes  {}  {} chunks  {} under-replicated  {} unreadable  {} being deleted  {} sessions",
         status.inodes,
         out::size(status.bytes),
@@ -25,9 +29,9 @@ pub(super) async fn run(common: &Common) -> Result<(), Fail> {
         status.deleting,
         status.sessions
     );
-    println!();
+    say!("");
     masters_table(&status);
-    println!();
+    say!("");
     servers_table(&status);
     Ok(())
 }
