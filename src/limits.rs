@@ -30,9 +30,15 @@ pub const FILE_BYTES_MAX: u64 = 1 << 60;
 pub const FRAME_BODY_BYTES_MAX: usize = 8 << 20;
 /// Longest payload of a frame, bytes.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 16 << 20;
+/// Longest header message of a request, bytes: servers hold what strangers send, so it is less than a reply's.
+pub const REQUEST_BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest payload of a request, bytes.
+pub const REQUEST_PAYLOAD_BYTES_MAX: usize = 4 << 20;
 
 const _: () = assert!(CELL_BYTES.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(CELL_BYTES));
+const _: () = assert!(REQUEST_BODY_BYTES_MAX <= FRAME_BODY_BYTES_MAX);
+const _: () = assert!(REQUEST_PAYLOAD_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(DATA_SHARDS_MAX < SHARDS_MAX && SHARDS_MAX < 256);
 
 /// Bounds that a run may choose. Durations are std's; sizes are bytes unless the name says otherwise.
@@ -149,6 +155,8 @@ pub struct Limits {
     pub requests_in_flight_max: usize,
     /// Connections one server accepts.
     pub connections_max: usize,
+    /// Bytes of long requests that a server receives at a time; further ones wait in their sockets.
+    pub receive_bytes_max: usize,
     /// Deadline of connect and handshake.
     pub connect_deadline: Duration,
     /// A connection with calls waiting and nothing received for this long is pinged.
@@ -222,6 +230,7 @@ impl Limits {
             inodes_cached_max: 1 << 17,
             requests_in_flight_max: 1024,
             connections_max: 4096,
+            receive_bytes_max: 8 << 20,
             connect_deadline: Duration::from_millis(1000),
             ping_after: Duration::from_millis(500),
             silence_max: Duration::from_secs(2),
@@ -296,8 +305,11 @@ const _: () = {
             l.inline_bytes_max <= BLOCK_BYTES && l.inline_bytes_max <= l.inline_total_bytes_max
         );
         assert!(
-            l.append_bytes_max <= FRAME_PAYLOAD_BYTES_MAX && l.append_bytes_max <= l.chunk_bytes
+            l.append_bytes_max <= REQUEST_PAYLOAD_BYTES_MAX && l.append_bytes_max <= l.chunk_bytes
         );
+        assert!(l.receive_bytes_max >= REQUEST_BODY_BYTES_MAX + REQUEST_PAYLOAD_BYTES_MAX);
+        // A piece of replicated entries ends with one that a last, long proposal made longer.
+        assert!(l.entry_bytes_max * 2 + REQUEST_BODY_BYTES_MAX <= REQUEST_PAYLOAD_BYTES_MAX);
         assert!(l.append_bytes_max.is_multiple_of(BLOCK_BYTES));
         assert!(l.append_bytes_max <= l.store_queue_bytes_max);
         assert!(l.rebuild_piece_bytes.is_multiple_of(BLOCK_BYTES));

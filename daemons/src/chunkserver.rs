@@ -88,6 +88,10 @@ async fn serve(plan: ChunkserverConfig, dirs: &[PathBuf], config: &Config) -> Re
         biased;
         signal = stop.wait() => signal,
         failed = metrics::serve(config.node.metrics.as_deref(), || counters(&server)) => return failed,
+        why = server.refused() => {
+            server.stop().await;
+            return Err(Fail::new(why));
+        }
     };
     tracing::info!(signal, "stopping");
     server.stop().await;

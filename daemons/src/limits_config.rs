@@ -1,7 +1,7 @@
 //! `[limits]`: which bounds a configuration may change.
 
 use crate::fail::Fail;
-use mooseng::limits::{CELL_BYTES, CHUNK_BYTES_MAX, Limits};
+use mooseng::limits::{CELL_BYTES, CHUNK_BYTES_MAX, Limits, REQUEST_PAYLOAD_BYTES_MAX};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -90,9 +90,9 @@ impl LimitsConfig {
             ),
             (
                 l.append_bytes_max > 0
-                    && l.append_bytes_max <= l.chunk_bytes
+                    && l.append_bytes_max <= l.chunk_bytes.min(REQUEST_PAYLOAD_BYTES_MAX)
                     && l.append_bytes_max.is_multiple_of(4096),
-                "append_bytes_max is a multiple of 4096, at most chunk_bytes",
+                "append_bytes_max is a multiple of 4096, at most chunk_bytes and 4194304",
             ),
             (
                 l.overlay_bytes_checkpoint < l.overlay_bytes_max,

@@ -17,7 +17,11 @@ pub async fn serve(
     counters: impl Fn() -> Vec<(&'static str, u64)>,
 ) -> Result<(), Fail> {
     let Some(address) = address else { return std::future::pending().await };
-    let failed = |e| Fail::new(format!("cannot listen on {address} for metrics: {e}"));
+    let failed = |e| {
+        Fail::new(format!(
+            "cannot listen on {address} for metrics: {e}; choose another under metrics in [node]"
+        ))
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     loop {
         match listener.accept().await {

@@ -27,7 +27,15 @@ pub fn format_master(
 }
 
 fn unusable(dir: &Path, error: &io::Error) -> Fail {
-    Fail::new(format!("data directory {}: {error}", dir.display()))
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "mount its disk, or create it if this is a new one",
+        io::ErrorKind::PermissionDenied => {
+            "give it to the user who runs this, or run this as its owner"
+        }
+        io::ErrorKind::NotADirectory => "name a directory",
+        _ => "check the disk",
+    };
+    Fail::new(format!("data directory {}: {error}; {remedy}", dir.display()))
 }
 
 /// How a master is started.

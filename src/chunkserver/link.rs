@@ -9,8 +9,10 @@ use crate::seam::{self, Mono};
 use crate::store::{DiskError, ReplicaId};
 use crate::wire::{Call, CallError, RefusalCode, Server, calls};
 use crate::{bug, mark};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Bad replicas named in one heartbeat; the rest goes with the next.
 const BAD_MAX: usize = 1024;
@@ -29,6 +31,9 @@ pub(super) struct Link {
     registered: bool,
     report: Option<Report>,
     reports: u64,
+    /// Masters that said, one after another, that they belong to another cluster.
+    strangers: BTreeMap<String, String>,
+    refused: watch::Sender<Option<String>>,
 }
 
 /// A full report under way.
@@ -40,7 +45,12 @@ struct Report {
 }
 
 impl Link {
-    pub fn new(shared: Arc<Shared>, config: &ChunkserverConfig, server: Arc<Server>) -> Link {
+    pub fn new(
+        shared: Arc<Shared>,
+        config: &ChunkserverConfig,
+        server: Arc<Server>,
+        refused: watch::Sender<Option<String>>,
+    ) -> Link {
         let advertise = match config.advertise.as_str() {
             "" => server.local_addr().to_string(),
             given => given.to_owned(),
@@ -56,6 +66,8 @@ impl Link {
             registered: false,
             report: None,
             reports: 0,
+            strangers: BTreeMap::new(),
+            refused,
         }
     }
 
@@ -89,9 +101,13 @@ impl Link {
             let answer =
                 self.shared.pool.call::<C>(&leader, request, vec![], self.deadline()).await;
             let error = match answer {
-                Ok((reply, _)) => return Some(reply),
+                Ok((reply, _)) => {
+                    self.strangers.clear();
+                    return Some(reply);
+                }
                 Err(error) => error,
             };
+            self.note_stranger(&leader, &error);
             if let CallError::Refused(refusal) = &error
                 && refusal.code == RefusalCode::NotLeader
                 && !refusal.message.is_empty()
@@ -109,6 +125,22 @@ impl Link {
         None
     }
 
+    /// When every configured master belongs to another cluster, there is nobody to wait for.
+    fn note_stranger(&mut self, master: &str, error: &CallError) {
+        if error.wrong_cluster() {
+            self.strangers.insert(master.to_owned(), error.to_string());
+        }
+        if self.masters.iter().all(|master| self.strangers.contains_key(master)) {
+            mark!("chunkserver: all masters are another cluster's");
+            self.refuse(format!("{error}; correct the masters or the data directories"));
+        }
+    }
+
+    fn refuse(&self, why: String) {
+        tracing::error!("not registered: {why}");
+        self.refused.send_replace(Some(why));
+    }
+
     async fn register(&mut self) {
         let known = self.shared.known();
         let request = pb::RegisterRequest {
@@ -121,7 +153,7 @@ impl Link {
         };
         let Some(reply) = self.ask::<calls::Register>(&request).await else { return };
         if let Err(error) = self.accept(known, &reply).await {
-            tracing::error!("not registered with {}: {error}", self.leader);
+            self.refuse(format!("refused by master {}: {error}", self.leader));
             tokio::time::sleep(REFUSED_PAUSE).await;
         }
     }

@@ -66,7 +66,7 @@ pub enum StartError {
     #[error("{0}")]
     Disk(#[from] DiskError),
     /// The port cannot be listened on.
-    #[error("{0}")]
+    #[error("cannot {0}; choose another address with --listen")]
     Listen(#[from] std::io::Error),
     /// No disk was given.
     #[error("a chunkserver needs at least one data directory: name it under data_dirs")]
@@ -78,6 +78,7 @@ pub struct Chunkserver {
     shared: Arc<Shared>,
     server: Arc<Server>,
     stop: watch::Sender<bool>,
+    refused: watch::Receiver<Option<String>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -172,13 +173,26 @@ impl Chunkserver {
         let server = Server::start(&config.listen, identity, limits, handler).await?;
         let (stop, stopped) = watch::channel(false);
         let server = Arc::new(server);
-        let link = link::Link::new(shared.clone(), &config, server.clone());
+        let (refuse, refused) = watch::channel(None);
+        let link = link::Link::new(shared.clone(), &config, server.clone(), refuse);
         let mut tasks = vec![seam::spawn(until(stopped.clone(), link.run()))];
         for writer in &shared.writers {
             let scrub = scrub::run(shared.clone(), writer.store().clone());
             tasks.push(seam::spawn(until(stopped.clone(), scrub)));
         }
-        Ok(Chunkserver { shared, server, stop, tasks })
+        Ok(Chunkserver { shared, server, stop, refused, tasks })
+    }
+
+    /// Waits until the masters have refused it for a reason that waiting does not cure; one line that names the
+    /// remedy. It goes on serving what it has, and asking.
+    pub async fn refused(&self) -> String {
+        let mut refused = self.refused.clone();
+        let why = match refused.wait_for(Option::is_some).await {
+            Ok(why) => why.clone(),
+            // Stopped: then nobody refuses any more.
+            Err(_) => std::future::pending().await,
+        };
+        why.unwrap_or_default()
     }
 
     /// Where it listens.
@@ -223,6 +237,7 @@ impl Chunkserver {
             server.stop().await;
         }
         self.shared.pool.close();
+        self.shared.terms.settle().await;
         for writer in &self.shared.writers {
             writer.close().await;
         }

@@ -4,10 +4,10 @@
 use crate::codec::{self, kind};
 use crate::ids::Term;
 use crate::pb;
-use crate::seam;
+use crate::seam::{self, work::JoinHandle};
 use crate::store::Store;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const FILE: &str = "term";
 
@@ -16,6 +16,7 @@ const FILE: &str = "term";
 pub(super) struct Terms {
     highest: Arc<AtomicU64>,
     writing: Arc<AtomicBool>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     store: Arc<Store>,
 }
 
@@ -32,6 +33,7 @@ impl Terms {
         Terms {
             highest: Arc::new(AtomicU64::new(highest)),
             writing: Arc::new(AtomicBool::new(false)),
+            writer: Mutex::default(),
             store: store.clone(),
         }
     }
@@ -56,7 +58,7 @@ impl Terms {
         }
         let (store, highest, writing) =
             (self.store.clone(), self.highest.clone(), self.writing.clone());
-        seam::spawn(async move {
+        let writer = seam::spawn(async move {
             let mut written = 0;
             while written < highest.load(Ordering::Acquire) {
                 written = highest.load(Ordering::Acquire);
@@ -70,5 +72,14 @@ impl Terms {
             }
             writing.store(false, Ordering::Release);
         });
+        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+    }
+
+    /// Waits for a write that is under way: it holds the disk.
+    pub async fn settle(&self) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            let _ = writer.await;
+        }
     }
 }

@@ -14,6 +14,9 @@ use std::time::Duration;
 
 const SUPERBLOCK: &str = "superblock";
 const LOCK: &str = "LOCK";
+/// What may be in a directory that is still taken for empty: an unfinished first start leaves the second, a
+/// file system of its own the third.
+const NOTHING: [&str; 3] = [LOCK, "superblock.new", "lost+found"];
 /// Node id of a cluster's first master; the log numbers the others.
 const FOUNDER: u64 = 1;
 /// How long a new master asks to be admitted before it gives up.
@@ -85,7 +88,7 @@ pub enum IdentityError {
         what: String,
     },
     /// The disk failed.
-    #[error("{dir}: {error}")]
+    #[error("{dir}: {error}; check the disk, its free space and its permissions")]
     Disk {
         /// The directory.
         dir: String,
@@ -105,7 +108,7 @@ pub fn format(
 ) -> Result<(), IdentityError> {
     let failed = |error| IdentityError::Disk { dir: disk.describe(), error };
     let _lock = lock(disk)?;
-    if let Some(found) = disk.list("").map_err(failed)?.into_iter().find(|n| n != LOCK) {
+    if let Some(found) = something(disk).map_err(failed)? {
         return Err(IdentityError::NotEmpty { dir: disk.describe(), found });
     }
     let member = pb::MasterSuperblock {
@@ -118,6 +121,11 @@ pub fn format(
     };
     prepare(disk, limits)?;
     store(disk, &member)
+}
+
+/// A name that an empty directory does not have.
+fn something(disk: &Arc<dyn Disk>) -> std::io::Result<Option<String>> {
+    Ok(disk.list("")?.into_iter().find(|name| !NOTHING.contains(&name.as_str())))
 }
 
 /// Makes the empty log before the node's number is written down, so that a log that is missing later is
@@ -142,13 +150,12 @@ pub(super) fn load(
 ) -> Result<pb::MasterSuperblock, IdentityError> {
     let dir = disk.describe();
     let found: Option<pb::MasterSuperblock> =
-        codec::read_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK).map_err(
-            |error| IdentityError::Corrupt { dir: dir.clone(), what: error.to_string() },
-        )?;
+        codec::read_file(disk.as_ref(), SUPERBLOCK, codec::kind::MASTER_SUPERBLOCK)
+            .map_err(|error| unreadable(&dir, error))?;
     let Some(member) = found else {
-        let names =
-            disk.list("").map_err(|error| IdentityError::Disk { dir: dir.clone(), error })?;
-        if let Some(found) = names.into_iter().find(|n| n != LOCK) {
+        let found =
+            something(disk).map_err(|error| IdentityError::Disk { dir: dir.clone(), error })?;
+        if let Some(found) = found {
             return Err(IdentityError::NotEmpty { dir, found });
         }
         if config.join.is_empty() {
@@ -170,6 +177,14 @@ pub(super) fn load(
         return Err(IdentityError::Missing { dir });
     }
     Ok(member)
+}
+
+fn unreadable(dir: &str, error: codec::CodecError) -> IdentityError {
+    let (dir, what) = (dir.to_owned(), error.to_string());
+    match error.is_damage() {
+        true => IdentityError::Corrupt { dir, what },
+        false => IdentityError::Disk { dir, error: std::io::Error::other(what) },
+    }
 }
 
 /// Writes the superblock durably.

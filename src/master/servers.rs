@@ -86,12 +86,12 @@ pub(super) async fn register(
     if founded.is_none() {
         return Err(Refusal::new(RefusalCode::Busy, "the cluster is being founded"));
     }
-    let known = rows(shared)
-        .map_err(|error| shared.broken(&error))?
-        .into_iter()
-        .find(|row| row.uuid == request.uuid || row.id == request.server);
-    if let Some(refused) = known.as_ref().and_then(|row| contradiction(row, &request)) {
-        return Ok(registered(shared, ServerId(0), Some(refused)));
+    let rows = rows(shared).map_err(|error| shared.broken(&error))?;
+    let taken = rows.iter().find_map(|row| address_taken(row, &request));
+    let known = rows.into_iter().find(|r| r.uuid == request.uuid || r.id == request.server);
+    let refused = known.as_ref().and_then(|row| contradiction(row, &request)).or(taken);
+    if refused.is_some() {
+        return Ok(registered(shared, ServerId(0), refused));
     }
     let disks: Vec<_> = request.disks.iter().map(|d| d.disk.clone()).collect();
     let current = known.as_ref().is_some_and(|row| {
@@ -153,6 +153,21 @@ fn contradiction(row: &pb::ServerRow, request: &pb::RegisterRequest) -> Option<S
         ));
     }
     None
+}
+
+/// Why a server that counts as living stands in the way at this address: most likely the disk of that one is
+/// not mounted, and its empty mount point looks like a new server (rule A2).
+fn address_taken(row: &pb::ServerRow, request: &pb::RegisterRequest) -> Option<String> {
+    let counts = matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining);
+    if !counts || row.uuid == request.uuid || row.address != request.address {
+        return None;
+    }
+    crate::mark!("another chunkserver at a known one's address refused");
+    Some(format!(
+        "{} is the address of chunkserver {}, and these data directories are not its own: mount its disks, or \
+         choose another address with --listen, or wait until that one counts as dead",
+        request.address, row.id
+    ))
 }
 
 fn registered(shared: &Shared, server: ServerId, error: Option<String>) -> Outgoing {

@@ -1,16 +1,20 @@
 //! openraft's log storage over [`crate::wal`]: everything is written inline and durable before it is
 //! answered. Recent entries stay decoded in memory.
 
+use super::machine::operations;
 use super::types::{
     Entry, LogId, Types, Vote, entry_bytes, entry_from_bytes, id_from_wal, id_to_wal,
     vote_from_wal, vote_to_wal,
 };
 use crate::ids::LogIndex;
 use crate::limits::Limits;
+use crate::pb;
 use crate::wal::{self, Wal, WalError};
 use crate::{mark, seam};
 use openraft::storage::{LogFlushed, RaftLogStorage};
-use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
+use openraft::{
+    AnyError, EntryPayload, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError,
+};
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
@@ -73,6 +77,22 @@ impl Log {
     }
 }
 
+/// What a decoded entry takes in memory, roughly: its bytes twice, and every message in it with an allocation
+/// or two of its own. Small operations take many times their encoded length.
+fn memory(entry: &Entry, encoded: usize) -> usize {
+    const ALLOCATION: usize = 32;
+    let EntryPayload::Normal(command) = &entry.payload else {
+        return size_of::<(Entry, usize)>() + encoded * 4;
+    };
+    let proposals = command.command.proposals.len();
+    let ops = operations(&command.command) as usize;
+    size_of::<(Entry, usize)>()
+        + size_of::<pb::Command>()
+        + proposals * (size_of::<pb::Proposal>() + 2 * ALLOCATION)
+        + ops * (size_of::<pb::Op>() + 3 * ALLOCATION)
+        + encoded * 2
+}
+
 impl State {
     fn append(&mut self, entries: Vec<Entry>) -> Result<(), WalError> {
         let records: Vec<wal::Entry> = entries
@@ -86,8 +106,9 @@ impl State {
         self.wal.sync()?;
         self.entries += entries.len() as u64;
         for (entry, record) in entries.into_iter().zip(records) {
-            self.recent_bytes += record.payload.len();
-            self.recent.push_back((entry, record.payload.len()));
+            let bytes = memory(&entry, record.payload.len());
+            self.recent_bytes += bytes;
+            self.recent.push_back((entry, bytes));
         }
         while self.recent_bytes > self.recent_bytes_max && self.recent.len() > 1 {
             self.drop_oldest();
@@ -164,7 +185,7 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
 }
 
 /// Most bytes of entries that one append call to a follower carries (it carries one at least).
-const REPLICATE_BYTES_MAX: usize = 2 << 20;
+const REPLICATE_BYTES_MAX: usize = 1 << 20;
 
 impl RaftLogReader<Types> for Log {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(

@@ -186,7 +186,7 @@ impl<M: Machine> Shared<M> {
     }
 }
 
-fn operations(command: &pb::Command) -> u64 {
+pub(super) fn operations(command: &pb::Command) -> u64 {
     let of = |proposal: &pb::Proposal| match &proposal.kind {
         Some(pb::proposal::Kind::Batch(batch)) => batch.ops.len() as u64,
         _ => 1,

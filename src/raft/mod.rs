@@ -112,6 +112,10 @@ pub struct RaftCounters {
     pub log_bytes: u64,
 }
 
+/// What to do about a master that lost what it promised.
+const REPLACE: &str = "remove this master from the group and start a new one in an empty directory with \
+                       --join; a single master is restored from its backup";
+
 /// Makes an empty log in a data directory that is about to get a node id. A node whose log is missing
 /// refuses to start, so this comes before the id is written down (rule B4).
 pub fn prepare(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<(), WalError> {
@@ -305,6 +309,8 @@ impl<M: Machine> RaftNode<M> {
         self.abort_tasks();
         self.core.shared.give_up();
         let _ = self.core.raft.shutdown().await;
+        // A log that cannot be written has said so.
+        let _ = self.core.log.with_wal(Wal::close);
     }
 
     fn abort_tasks(&self) {
@@ -325,14 +331,9 @@ fn check_present(config: &RaftConfig) -> Result<(), StartError> {
     if !found.live.is_empty() || bug!(M20) {
         return Ok(());
     }
-    let io = |e: std::io::Error| StartError::Identity(format!("{}: {e}", config.disk.describe()));
-    if config.bootstrap && !config.disk.exists(TABLES).map_err(io)? {
-        return Ok(());
-    }
     mark!("raft: empty directory refused");
     Err(StartError::Identity(format!(
-        "{} holds no log although it belongs to master {}: what this master promised is lost; remove it from \
-         the cluster, clear the directory and add it as a new master",
+        "{} holds no log although it belongs to master {}: what this master promised is lost; {REPLACE}",
         config.disk.describe(),
         config.node.0,
     )))
@@ -347,8 +348,7 @@ fn check_not_rolled_back(
 ) -> Result<(), StartError> {
     let applied = checkpoint.and_then(|meta| meta.last_applied).map_or(0, |id| id.index);
     let index = |id: Option<wal::LogId>| id.map_or(0, |id| id.index.0);
-    let remedy = "an older copy of one of them was restored: remove this master from the cluster, clear its \
-                  directory and add it as a new one";
+    let remedy = format!("an older copy of one of them was restored: {REPLACE}");
     let place = config.disk.describe();
     if applied > index(wal.last()).max(index(wal.installing())) {
         return Err(StartError::Identity(format!(
@@ -374,7 +374,7 @@ fn check_membership(
     match members.membership().get_node(&config.node.0) {
         Some(member) if member.incarnation != config.incarnation => {
             Err(StartError::Identity(format!(
-                "{} is not the directory with which master {} joined",
+                "{} is not the directory with which master {} joined; {REPLACE}",
                 config.disk.describe(),
                 config.node.0,
             )))

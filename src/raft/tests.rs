@@ -159,6 +159,7 @@ async fn leading(running: &Running) {
 #[tokio::test]
 async fn one_master_answers_and_remembers() {
     let home = home("one", 1, Limits::tiny());
+    prepare(&home.disk(), &home.limits).expect("an empty log");
     let running = home.start(true).await.expect("starts");
     leading(&running).await;
     running.node.propose(init()).await.expect("initialised");
@@ -179,7 +180,7 @@ async fn one_master_answers_and_remembers() {
     assert_eq!(again.node.with_namespace(|namespace| namespace.db().hash()), hash);
     again.stop().await;
 
-    // Rule B4: neither a lost log nor one that was rolled back goes unnoticed.
+    // Rule B4: neither a lost log nor one that was rolled back goes unnoticed, with tables or without.
     remove(&home.dir.join("wal")).expect("removed");
     let refused = home.start(true).await.err().expect("refused");
     assert!(matches!(refused, StartError::Identity(_)), "{refused}");
@@ -187,11 +188,15 @@ async fn one_master_answers_and_remembers() {
     let refused = home.start(false).await.err().expect("refused");
     assert!(refused.to_string().contains("before the checkpoint"), "{refused}");
     remove(&home.dir).expect("removed");
+    let refused = home.start(true).await.err().expect("the founder's number, and nothing else");
+    assert!(matches!(refused, StartError::Identity(_)), "{refused}");
+    remove(&home.dir).expect("removed");
 }
 
 #[tokio::test]
 async fn many_proposals_share_an_entry() {
     let home = home("many", 1, Limits::production());
+    prepare(&home.disk(), &home.limits).expect("an empty log");
     let running = home.start(true).await.expect("starts");
     leading(&running).await;
     running.node.propose(init()).await.expect("initialised");
@@ -244,6 +249,7 @@ async fn join_group(first: &Running, home: &mut Home) -> Running {
 async fn masters_join_fail_over_and_leave() {
     let mut homes = [2, 3].map(|node| home("group", node, Limits::tiny()));
     let mut first_home = home("group", 1, Limits::tiny());
+    prepare(&first_home.disk(), &first_home.limits).expect("an empty log");
     let first = first_home.start(true).await.expect("starts");
     first_home.address = first.address.clone();
     leading(&first).await;

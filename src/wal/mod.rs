@@ -69,7 +69,8 @@ pub enum WalError {
     /// What was durable does not verify.
     #[error(
         "{file}: {detail}; this master may have lost what it promised and must not take part again: remove it \
-         from the cluster, clear its data directory and add it as a new master"
+         from the group and start a new one in an empty directory with --join; a single master is restored \
+         from its backup"
     )]
     Corrupt { file: String, detail: String },
     /// An earlier error fenced the log.
@@ -251,6 +252,14 @@ impl Wal {
         written.map_err(|e| self.fence(&VoteFile::path(), "write the vote to", &e))?;
         self.named = segment;
         Ok(())
+    }
+
+    /// Ends a clean run: a last record vouches for all before it, so that rot in the last entry is not taken
+    /// for a torn tail.
+    pub fn close(&mut self) -> Result<(), WalError> {
+        self.sync()?;
+        self.push(Kind::Mark, 0, &[])?;
+        self.sync()
     }
 
     /// Removes the entries from `from` on: they conflict with the leader's. Goes into the stream; the next
@@ -448,6 +457,7 @@ impl Wal {
             first_generation: self.segments.first_generation(),
             previous_generation,
             previous_sequence,
+            file_bytes: self.segments.active().len,
             vote: self.vote,
             purged: self.purged,
             committed: self.committed,

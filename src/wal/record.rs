@@ -192,12 +192,15 @@ pub struct Head {
     pub previous_generation: u64,
     /// Sequence of the last record that counts in the segment before.
     pub previous_sequence: u64,
+    /// Length of the segment's file, which was durable before this: a shorter one was cut.
+    pub file_bytes: u64,
     pub vote: Option<Vote>,
     pub purged: Option<LogId>,
     pub committed: Option<LogId>,
 }
 
-const HEAD_BYTES: usize = 3 * 8 + 1 + VOTE_BYTES + 2 * (1 + 8 + ENTRY_PREFIX_BYTES);
+const NUMBERS_BYTES: usize = 4 * 8;
+const HEAD_BYTES: usize = NUMBERS_BYTES + 1 + VOTE_BYTES + 2 * (1 + 8 + ENTRY_PREFIX_BYTES);
 
 // A head fits into one sector: it is there wholly or not at all.
 const _: () = assert!(HEADER_BYTES + HEAD_BYTES <= SECTOR_BYTES);
@@ -206,7 +209,8 @@ impl Head {
     /// As bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEAD_BYTES);
-        for number in [self.first_generation, self.previous_generation, self.previous_sequence] {
+        let (first, previous) = (self.first_generation, self.previous_generation);
+        for number in [first, previous, self.previous_sequence, self.file_bytes] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         out.push(u8::from(self.vote.is_some()));
@@ -229,14 +233,15 @@ impl Head {
             0 => Some(None),
             _ => decode_id(u64_at(body, at + 1), &body[at + 9..]).map(Some),
         };
-        let purged_at = 24 + 1 + VOTE_BYTES;
+        let purged_at = NUMBERS_BYTES + 1 + VOTE_BYTES;
         Some(Head {
             first_generation: u64_at(body, 0),
             previous_generation: u64_at(body, 8),
             previous_sequence: u64_at(body, 16),
-            vote: match body[24] {
+            file_bytes: u64_at(body, 24),
+            vote: match body[NUMBERS_BYTES] {
                 0 => None,
-                _ => Some(decode_vote(&body[25..purged_at])?),
+                _ => Some(decode_vote(&body[NUMBERS_BYTES + 1..purged_at])?),
             },
             purged: id(purged_at)?,
             committed: id(purged_at + 9 + ENTRY_PREFIX_BYTES)?,

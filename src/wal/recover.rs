@@ -92,6 +92,7 @@ struct Scanned {
     slot: u64,
     head: Head,
     items: Vec<Item>,
+    file_bytes: u64,
 }
 
 impl Scanned {
@@ -128,6 +129,10 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
     let Some(chain) = chain(disk, &mut by_generation)? else {
         return empty(disk, headless, &seen, vote_file);
     };
+    if let Some(cut) = chain.iter().find(|segment| segment.file_bytes < segment.head.file_bytes) {
+        let why = format!("the file ends here, and had {} bytes", cut.head.file_bytes);
+        return Err(corrupt(disk, &slot_path(cut.slot), cut.file_bytes, &why));
+    }
     let last = chain.last().expect("a chain has a segment");
     let tail = last.items.last().expect("a segment has its head");
     if vote_file.segment > last.generation() {
@@ -223,7 +228,7 @@ fn scan(slot: u64, bytes: &[u8], seen: &mut Seen) -> Option<Scanned> {
     }
     items.iter().for_each(|item| seen.note(&item.header));
     look_beyond(bytes, at, seen);
-    Some(Scanned { slot, head, items })
+    Some(Scanned { slot, head, items, file_bytes: bytes.len() as u64 })
 }
 
 /// The record after `last`: directly behind it, or at the next sector if a sync came between.

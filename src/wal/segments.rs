@@ -80,7 +80,11 @@ impl Segments {
         }
         let mut free = Vec::new();
         for slot in &found.free_slots {
-            free.push(open(&*disk, *slot, 0)?);
+            let segment = open(&*disk, *slot, 0)?;
+            // A process may have been killed while it wrote the zeros: their length is to last.
+            let synced = segment.file.sync_data();
+            synced.map_err(|e| WalError::io(&*disk, &segment.path(), "sync", &e))?;
+            free.push(segment);
         }
         let slots = live.values().chain(&free).map(|segment| segment.slot);
         Ok(Segments {

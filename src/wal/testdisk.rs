@@ -109,6 +109,15 @@ impl TestDisk {
         inode.written[at] ^= 0x40;
         inode.durable[at] ^= 0x40;
     }
+
+    /// Ends a file early, for good.
+    pub fn cut(&self, path: &str, len: usize) {
+        let mut state = self.0.lock().unwrap();
+        let inode = state.names[path];
+        let inode = &mut state.inodes[inode];
+        inode.written.truncate(len);
+        inode.durable.truncate(len);
+    }
 }
 
 fn mix(inode: &Inode, survives: &mut impl FnMut() -> bool) -> Vec<u8> {

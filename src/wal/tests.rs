@@ -1,5 +1,6 @@
 use super::testdisk::{Keep, TestDisk};
 use super::*;
+use crate::seam::OpenMode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Planted mistakes are switched per process: tests that plant one hold this, and so do their controls.
@@ -306,6 +307,44 @@ fn rot_below_the_watermark_is_refused_and_named() {
         disk.flip(&path, located.offset as usize);
     }
     open(&disk).expect("opens again");
+}
+
+#[test]
+fn after_a_clean_end_every_entry_is_vouched_for() {
+    let _alone = alone();
+    let disk = TestDisk::default();
+    let mut wal = open(&disk).expect("opens");
+    wal.append(&[entry(1, 1, 64), entry(1, 2, 64)]).expect("appended");
+    wal.close().expect("closed");
+    drop(wal);
+    let found = inspect(&disk).expect("readable");
+    let path = recover::slot_path(0);
+    disk.flip(&path, found.entries[1].offset as usize);
+    assert!(matches!(inspect(&disk), Err(WalError::Corrupt { .. })), "the last entry was durable");
+    disk.flip(&path, found.entries[1].offset as usize);
+    disk.flip(&path, found.end as usize - 10);
+    let cut = inspect(&disk).expect("the end is a torn tail");
+    assert_eq!(cut.last(), Some(id(1, 2)));
+}
+
+/// What lies behind the cut is gone with all that vouched for it: only the length tells.
+#[test]
+fn a_segment_that_was_cut_is_refused_wherever() {
+    let _alone = alone();
+    let disk = TestDisk::default();
+    filled(&disk);
+    let found = inspect(&disk).expect("readable");
+    for live in found.live.values() {
+        let path = recover::slot_path(live.slot);
+        let len = disk.open(&path, OpenMode::Read).and_then(|file| file.len()).expect("a file");
+        for cut in (0..len).step_by(256) {
+            let copy = disk.reborn(Keep::Everything);
+            copy.cut(&path, cut as usize);
+            let error = open(&copy).err().expect("refused");
+            assert!(matches!(error, WalError::Corrupt { .. }), "{cut}: {error}");
+            assert!(error.to_string().contains(".log"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -116,6 +116,11 @@ impl CallError {
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, CallError::Lost(_) | CallError::Deadline)
     }
+
+    /// Whether there was no connection because the peers belong to different clusters.
+    pub fn wrong_cluster(&self) -> bool {
+        matches!(self, CallError::NotSent(why) if why.contains(RefusalCode::WrongCluster.text()))
+    }
 }
 
 impl fmt::Display for CallError {

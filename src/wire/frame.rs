@@ -5,7 +5,10 @@
 
 use super::calls;
 use crate::checksum::{crc32c, crc32c_parts};
-use crate::limits::{FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX};
+use crate::limits::{
+    FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, REQUEST_BODY_BYTES_MAX,
+    REQUEST_PAYLOAD_BYTES_MAX,
+};
 use bytes::buf::Limit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -179,6 +182,9 @@ impl FrameLimits {
     /// After it.
     pub const FULL: FrameLimits =
         FrameLimits { body: FRAME_BODY_BYTES_MAX, payload: FRAME_PAYLOAD_BYTES_MAX };
+    /// After it, for who answers requests.
+    pub const REQUESTS: FrameLimits =
+        FrameLimits { body: REQUEST_BODY_BYTES_MAX, payload: REQUEST_PAYLOAD_BYTES_MAX };
 }
 
 /// Everything of a header that the sender chooses.
@@ -277,6 +283,13 @@ impl Decoder {
     /// Whether bytes of an unfinished frame are held.
     pub fn mid_frame(&self) -> bool {
         self.partial.is_some() || !self.buffer.is_empty()
+    }
+
+    /// Length of the unfinished frame, as it claims; 0 between frames and before the header is whole.
+    pub fn unfinished(&self) -> usize {
+        self.partial
+            .as_ref()
+            .map_or(0, |partial| partial.header.body_len + partial.header.payload_len)
     }
 
     /// Where the next bytes of the stream go: straight into a long section, else into the buffer.

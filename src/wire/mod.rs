@@ -120,18 +120,17 @@ impl Outgoing {
     }
 
     fn check(&self) -> Result<(), String> {
-        check_lengths(self.body().len(), &self.payload)
+        check_lengths(frame::FrameLimits::FULL, self.body().len(), &self.payload)
     }
 }
 
-fn check_lengths(body: usize, payload: &[Bytes]) -> Result<(), String> {
+fn check_lengths(most: frame::FrameLimits, body: usize, payload: &[Bytes]) -> Result<(), String> {
     let payload: usize = payload.iter().map(Bytes::len).sum();
-    let full = frame::FrameLimits::FULL;
-    if body > full.body {
-        return Err(format!("a body of {body} bytes, at most {} allowed", full.body));
+    if body > most.body {
+        return Err(format!("a body of {body} bytes, at most {} allowed", most.body));
     }
-    if payload > full.payload {
-        return Err(format!("a payload of {payload} bytes, at most {} allowed", full.payload));
+    if payload > most.payload {
+        return Err(format!("a payload of {payload} bytes, at most {} allowed", most.payload));
     }
     Ok(())
 }

@@ -141,7 +141,8 @@ impl Pool {
         payload: Vec<Bytes>,
         deadline: Duration,
     ) -> Result<Frame, CallError> {
-        check_lengths(buffer.len() - frame::HEADER_BYTES, &payload).map_err(CallError::NotSent)?;
+        let (most, body) = (frame::FrameLimits::REQUESTS, buffer.len() - frame::HEADER_BYTES);
+        check_lengths(most, body, &payload).map_err(CallError::NotSent)?;
         let until = seam::now() + deadline;
         let bulk = calls::is_bulk(method);
         let mut conn = match self.live(address, bulk) {

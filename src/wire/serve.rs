@@ -23,6 +23,8 @@ use tokio::time::Sleep;
 const OUT_BYTES_MAX: usize = 4 << 20;
 /// A bulk call counts as so many of a connection's requests in flight.
 const BULK_WEIGHT: usize = 16;
+/// A request longer than this is received only when the server has memory for it, bytes.
+const LONG_BYTES: usize = 64 << 10;
 /// How often time is looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -58,6 +60,17 @@ pub(super) struct Serving {
     written_at: Mono,
     stopping_at: Option<Mono>,
     silent_until: Option<Pin<Box<Sleep>>>,
+    receiving: Receiving,
+}
+
+/// Memory for the long request that is arriving.
+enum Receiving {
+    /// None is.
+    Nothing,
+    /// It waits, in the socket, until others have arrived.
+    Waiting(Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>),
+    /// It is being read.
+    Granted { _memory: OwnedSemaphorePermit },
 }
 
 impl Serving {
@@ -69,7 +82,7 @@ impl Serving {
         peer: Arc<Peer>,
         shared: Arc<Shared>,
     ) -> Serving {
-        decoder.set_limits(FrameLimits::FULL);
+        decoder.set_limits(FrameLimits::REQUESTS);
         let now = seam::now();
         Serving {
             io,
@@ -85,6 +98,7 @@ impl Serving {
             written_at: now,
             stopping_at: None,
             silent_until: None,
+            receiving: Receiving::Nothing,
         }
     }
 
@@ -151,6 +165,34 @@ impl Serving {
             && self.out.bytes() < OUT_BYTES_MAX
     }
 
+    /// Whether what arrives may be read: short requests always, long ones in their turn, so that many
+    /// connections together do not make the server hold more than [`Limits::receive_bytes_max`] of requests
+    /// that may never be whole.
+    ///
+    /// [`Limits::receive_bytes_max`]: crate::limits::Limits::receive_bytes_max
+    fn has_memory(&mut self, cx: &mut Context<'_>) -> bool {
+        let bytes = self.decoder.unfinished();
+        if bytes <= LONG_BYTES {
+            self.receiving = Receiving::Nothing;
+            return true;
+        }
+        if let Receiving::Nothing = self.receiving {
+            let (memory, bytes) = (self.shared.receiving.clone(), bytes as u32);
+            self.receiving = Receiving::Waiting(Box::pin(async move {
+                memory.acquire_many_owned(bytes).await.expect("never closed")
+            }));
+        }
+        if let Receiving::Waiting(turn) = &mut self.receiving {
+            let Poll::Ready(memory) = turn.as_mut().poll(cx) else {
+                crate::mark!("long request waits for memory");
+                return false;
+            };
+            self.received_at = seam::now();
+            self.receiving = Receiving::Granted { _memory: memory };
+        }
+        true
+    }
+
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, String> {
         if let Some(sleep) = &mut self.silent_until {
             return match sleep.as_mut().poll(cx) {
@@ -158,7 +200,7 @@ impl Serving {
                 Poll::Pending => Ok(false),
             };
         }
-        if !self.has_room() {
+        if !self.has_room() || !self.has_memory(cx) {
             return Ok(false);
         }
         let read = pin!(self.io.read_buf(&mut self.decoder.target())).poll(cx);
@@ -211,7 +253,14 @@ impl Serving {
             crate::mark!("peer that does not read cut off");
             return Err("the peer takes no answers".into());
         }
-        if self.calls.is_empty() && now.since(self.received_at) > limits.connection_idle_max {
+        let silent = now.since(self.received_at);
+        let reading = matches!(self.receiving, Receiving::Granted { .. }) && self.has_room();
+        if reading && silent > limits.silence_max {
+            crate::mark!("peer that stops in the middle of a request cut off");
+            return Err("the peer stopped in the middle of a long request".into());
+        }
+        let waiting = matches!(self.receiving, Receiving::Waiting(_));
+        if self.calls.is_empty() && !waiting && silent > limits.connection_idle_max {
             crate::mark!("silent client cut off");
             return Err("the peer is silent".into());
         }
@@ -225,6 +274,7 @@ impl Serving {
                 break;
             };
             progress = true;
+            self.receiving = Receiving::Nothing;
             match frame.kind {
                 Kind::Request => self.arrived(frame, cx)?,
                 Kind::Cancel => {

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub identity: Mutex<Identity>,
     pub limits: Arc<Limits>,
     pub handler: Arc<dyn Handler>,
+    /// Bytes of long requests that may be received now.
+    pub receiving: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -68,7 +70,9 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(context)?;
         let local = listener.local_addr().map_err(context)?;
         let room = Arc::new(Semaphore::new(limits.connections_max));
-        let shared = Arc::new(Shared { identity: Mutex::new(identity), limits, handler });
+        let receiving = Arc::new(Semaphore::new(limits.receive_bytes_max));
+        let shared = Shared { identity: Mutex::new(identity), limits, handler, receiving };
+        let shared = Arc::new(shared);
         let (stop, stopped) = watch::channel(false);
         let accepting = seam::spawn(accept(listener, shared.clone(), room.clone(), stopped));
         Ok(Server { local, shared, room, stop, accepting })

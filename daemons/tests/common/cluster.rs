@@ -1,5 +1,6 @@
 //! A cluster of separate daemons.
 
+use super::image::Image;
 use super::{Daemon, TempDir, free_ports, json, need_fuse, ok, pause, program, until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,16 @@ pub struct Options {
     pub chunkservers: usize,
     /// Environment of every daemon, e.g. limits.
     pub env: Vec<(String, String)>,
+    /// Size of a file system of its own for each master's data.
+    pub master_disk: Option<u64>,
+    /// The same for each chunkserver's.
+    pub chunkserver_disk: Option<u64>,
 }
 
 impl Options {
     pub fn new(masters: usize, chunkservers: usize) -> Options {
-        Options { masters, chunkservers, env: Vec::new() }
+        let env = Vec::new();
+        Options { masters, chunkservers, env, master_disk: None, chunkserver_disk: None }
     }
 
     /// Changes a limit of all daemons.
@@ -32,6 +38,8 @@ pub struct Cluster {
     pub masters: Vec<Option<Daemon>>,
     pub chunkservers: Vec<Option<Daemon>>,
     first_port: u16,
+    /// Of the masters, then of the chunkservers, where they have some.
+    pub images: Vec<Image>,
     pub temp: TempDir,
 }
 
@@ -39,14 +47,17 @@ impl Cluster {
     /// Starts everything and waits until it serves.
     pub fn start(name: &str, options: Options) -> Cluster {
         let temp = TempDir::new(name);
-        let ports = options.masters * 2 + options.chunkservers;
+        // Two for each master, one for each chunkserver, and one more for the counters of each.
+        let ports = options.masters * 3 + options.chunkservers * 2;
         let mut cluster = Cluster {
             masters: Vec::new(),
             chunkservers: Vec::new(),
             first_port: free_ports(ports as u16),
+            images: Vec::new(),
             temp,
             options,
         };
+        cluster.mount_images();
         let data = cluster.master_dir(0);
         ok("mooseng", &["init", "--data", &data.to_string_lossy()]);
         for index in 0..cluster.options.masters {
@@ -65,12 +76,25 @@ impl Cluster {
         cluster
     }
 
+    fn mount_images(&mut self) {
+        let masters = (0..self.options.masters).map(|index| self.master_dir(index));
+        let servers = (0..self.options.chunkservers).map(|index| self.chunkserver_dir(index));
+        let masters = masters.filter_map(|dir| Some((dir, self.options.master_disk?)));
+        let servers = servers.filter_map(|dir| Some((dir, self.options.chunkserver_disk?)));
+        let all: Vec<_> = masters.chain(servers).collect();
+        self.images = all.iter().map(|(dir, bytes)| Image::mount(dir, *bytes)).collect();
+    }
+
     /// Makes a running master a voter, once it is up.
     fn add_master(&self, index: usize) {
-        let address = self.master_address(index);
+        self.add(&self.master_address(index));
+    }
+
+    /// Makes the running master at this address a voter, once it is up.
+    pub fn add(&self, address: &str) {
         until("the new master is added", 30, || {
             let masters = self.masters_flag();
-            let args = ["--masters", &masters, "master", "add", &address];
+            let args = ["--masters", &masters, "master", "add", address];
             let output = super::run("mooseng", &args);
             output.status.success().then_some(())
         });
@@ -83,6 +107,23 @@ impl Cluster {
     pub fn chunkserver_address(&self, index: usize) -> String {
         let base = self.first_port + 2 * self.options.masters as u16;
         format!("127.0.0.1:{}", base + index as u16)
+    }
+
+    /// Where a master answers with its counters.
+    pub fn master_metrics(&self, index: usize) -> String {
+        let (masters, servers) = (self.options.masters, self.options.chunkservers);
+        format!("127.0.0.1:{}", self.first_port + (masters * 2 + servers + index) as u16)
+    }
+
+    /// Where a chunkserver answers with its counters.
+    pub fn chunkserver_metrics(&self, index: usize) -> String {
+        let (masters, servers) = (self.options.masters, self.options.chunkservers);
+        format!("127.0.0.1:{}", self.first_port + (masters * 3 + servers + index) as u16)
+    }
+
+    /// Where a master's gRPC service is.
+    pub fn master_grpc(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.first_port + 2 * index as u16 + 1)
     }
 
     pub fn master_dir(&self, index: usize) -> PathBuf {
@@ -109,6 +150,7 @@ impl Cluster {
         let mut command = self.command("mooseng-master");
         command.arg("--data").arg(self.master_dir(index));
         command.arg("--listen").arg(self.master_address(index));
+        command.env("MOOSENG_NODE__METRICS", self.master_metrics(index));
         if index > 0 {
             command.arg("--join").arg(self.masters_flag());
         }
@@ -117,10 +159,30 @@ impl Cluster {
         self.masters[index] = Some(Daemon::start(&name, &mut command, &log));
     }
 
+    /// Another master, in this directory of the cluster's, is admitted and made a voter.
+    pub fn join_master(&self, dir: &str) {
+        let address = format!("127.0.0.1:{}", free_ports(2));
+        let mut command = self.command("mooseng-master");
+        command.arg("--data").arg(self.temp.path().join(dir)).args(["--listen", &address]);
+        command.arg("--join").arg(self.masters_flag());
+        let log = self.temp.path().join(format!("{dir}.log"));
+        let daemon = Daemon::start(dir, &mut command, &log);
+        self.add(&address);
+        let masters = self.masters_flag();
+        let listed = json("mooseng", &["--masters", &masters, "--json", "master", "list"]);
+        let found = |master: &Value| master["address"] == address.as_str();
+        let node = listed.as_array().unwrap().iter().find(|m| found(m)).expect("listed")["node"]
+            .as_u64()
+            .expect("a number");
+        ok("mooseng", &["--masters", &masters, "master", "remove", &node.to_string()]);
+        daemon.stop();
+    }
+
     pub fn start_chunkserver(&mut self, index: usize) {
         let mut command = self.command("mooseng-chunkserver");
         command.arg("--data").arg(self.chunkserver_dir(index));
         command.arg("--listen").arg(self.chunkserver_address(index));
+        command.env("MOOSENG_NODE__METRICS", self.chunkserver_metrics(index));
         command.arg("--masters").arg(self.masters_flag());
         let name = format!("chunkserver{index}");
         let log = self.temp.path().join(format!("{name}.log"));
@@ -134,7 +196,9 @@ impl Cluster {
             let status = self.try_status()?;
             let voters = count(&status["masters"], |master| master["voter"] == true);
             let alive = count(&status["servers"], |server| server["alive"] == true);
-            (voters == self.options.masters && alive == servers).then_some(())
+            // The root directory is there once the cluster is founded.
+            let founded = status["inodes"].as_u64()? > 0;
+            (voters == self.options.masters && alive == servers && founded).then_some(())
         });
     }
 

@@ -4,26 +4,35 @@
 #![allow(dead_code, clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod cluster;
+pub mod damage;
+pub mod image;
+pub mod probe;
 pub mod tree;
 
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Path of one of our programs.
-pub fn program(name: &str) -> &'static str {
-    match name {
+/// Path of one of our programs: the one just built, or that in `MOOSENG_TEST_BINARIES=DIR`, which puts other
+/// builds under the same tests.
+pub fn program(name: &str) -> PathBuf {
+    if let Some(dir) = std::env::var_os("MOOSENG_TEST_BINARIES") {
+        return PathBuf::from(dir).join(name);
+    }
+    PathBuf::from(match name {
         "mooseng" => env!("CARGO_BIN_EXE_mooseng"),
         "mooseng-master" => env!("CARGO_BIN_EXE_mooseng-master"),
         "mooseng-chunkserver" => env!("CARGO_BIN_EXE_mooseng-chunkserver"),
         "mooseng-mount" => env!("CARGO_BIN_EXE_mooseng-mount"),
         other => panic!("no program {other}"),
-    }
+    })
 }
 
 /// Two cores do not carry two clusters at once: tests with daemons take turns.
@@ -195,6 +204,25 @@ pub fn until<T>(what: &str, seconds: u64, mut condition: impl FnMut() -> Option<
     }
 }
 
+/// One of our programs, to be run as a user without any rights.
+pub fn unprivileged(temp: &TempDir, name: &str) -> Command {
+    unprivileged_copy(temp, &program(name))
+}
+
+/// The same for any program.
+pub fn unprivileged_copy(temp: &TempDir, program: &Path) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    // The build directory need not be open to others.
+    let copy = temp.path().join(program.file_name().unwrap());
+    std::fs::copy(program, &copy).unwrap();
+    std::fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(copy);
+    command.uid(65_534).gid(65_534).current_dir("/");
+    command
+}
+
 /// Runs one of our programs to its end.
 pub fn run(name: &str, args: &[&str]) -> Output {
     Command::new(program(name)).args(args).stdin(Stdio::null()).output().unwrap()
@@ -216,9 +244,32 @@ pub fn json(name: &str, args: &[&str]) -> Value {
 
 /// Runs a command that must fail with this exit code and exactly one line; returns the line.
 pub fn one_line(name: &str, args: &[&str], code: i32) -> String {
-    let output = run(name, args);
-    let err = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{name} {args:?}: {err}");
+    refused(name, Command::new(program(name)).args(args), code)
+}
+
+/// The same for a prepared command. It must end by itself.
+pub fn refused(name: &str, command: &mut Command, code: i32) -> String {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut err = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut err, &mut text).map(|_| text)
+    });
+    let end = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > end {
+            let _ = child.kill();
+            let said = text(&reader.join().unwrap().unwrap());
+            panic!("{command:?} was to be refused, and runs: {said}");
+        }
+        pause(5);
+    };
+    let err = text(&reader.join().unwrap().unwrap());
+    assert_eq!(status.code(), Some(code), "{command:?}: {err}");
     // Log lines have a time in front; the failure does not.
     let lines: Vec<&str> = err.lines().filter(|line| line.starts_with(name)).collect();
     assert_eq!(lines.len(), 1, "one line expected: {err}");

@@ -109,6 +109,9 @@ impl Masters {
         let pool = Pool::new(me(node), config.limits.clone());
         let aborts = context.aborts();
         let (name, hashes) = (context.name.clone(), self.hashes.clone());
+        if config.number == 1 && known == 0 {
+            raft::prepare(&disk, &config.limits).map_err(|error| error.to_string())?;
+        }
         let started = RaftNode::start(
             RaftConfig {
                 node: NodeId(node),

@@ -42,7 +42,7 @@ async fn what_was_damaged_on_its_way_is_not_taken() {
     let nobody = pb::ReadRequest { replica: None, offset: 0, len: 1 };
     let answer = call::<calls::Read>(&pool, &node.address, nobody, Bytes::new()).await;
     assert_eq!(answer.err(), Some(RefusalCode::BadRequest));
-    let long = vec![0; Limits::production().append_bytes_max + BLOCK_BYTES];
+    let long = vec![0; config(&[]).limits.append_bytes_max + BLOCK_BYTES];
     let answer = append(&pool, &node.address, id, 0, &long, false).await;
     assert_eq!(answer, Err(RefusalCode::BadRequest));
     let answer = call::<calls::Heartbeat>(&pool, &node.address, Default::default(), Bytes::new());

@@ -60,6 +60,7 @@ fn config(masters: &[String]) -> ChunkserverConfig {
     limits.scrub_period = Duration::from_secs(1);
     limits.scrub_bytes_per_second = 1 << 30;
     limits.report_page = 3;
+    limits.append_bytes_max = 2 << 20;
     ChunkserverConfig {
         listen: "127.0.0.1:0".into(),
         masters: masters.to_vec(),

@@ -127,7 +127,7 @@ async fn frames_that_break_the_protocol_end_their_connection_only() {
     let (server, address, _) = serve().await;
     let pool = pool();
     ask(&pool, &address).await.unwrap();
-    let full = FrameLimits::FULL;
+    let full = FrameLimits::REQUESTS;
     let bad = [
         lying(Kind::Request, calls::Query::METHOD, u32::MAX, 0),
         lying(Kind::Request, calls::Append::METHOD, 0, u32::MAX),
@@ -153,6 +153,37 @@ async fn frames_that_break_the_protocol_end_their_connection_only() {
     }
     ask(&pool, &address).await.unwrap();
     assert_eq!(server.connections(), 21);
+}
+
+/// Three peers stop in the middle of the longest request there is: the server holds one of them at a time,
+/// and none for long; whoever is honest is served, with short requests at once.
+#[tokio::test]
+async fn long_requests_are_received_in_turn() {
+    let most = FrameLimits::REQUESTS;
+    let mut few = Limits::production();
+    (few.receive_bytes_max, few.silence_max) = (most.body + most.payload, ms(200));
+    let (server, address, _) = serve_with(Arc::new(few)).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut raw = Raw::greeted(&address).await;
+        let mut bytes = lying(Kind::Request, calls::Append::METHOD, most.body as u32, 2);
+        bytes.resize(bytes.len() + 200_000, 7);
+        raw.send(&bytes).await.unwrap();
+        held.push(raw);
+    }
+    let pool = pool();
+    ask(&pool, &address).await.unwrap();
+    let payload = Bytes::from(vec![3; most.payload]);
+    let request = pb::AppendRequest { crcs: vec![crc32c(&payload)], ..Default::default() };
+    let call = pool.call::<calls::Append>(&address, &request, vec![payload.clone()], LONG);
+    assert_eq!(call.await.unwrap().0.length, payload.len() as u64);
+    for mut raw in held {
+        assert!(raw.closes().await);
+    }
+    let too_long = vec![payload, Bytes::from_static(b"x")];
+    let refused = pool.call::<calls::Append>(&address, &request, too_long, LONG).await;
+    assert!(matches!(refused, Err(CallError::NotSent(_))), "{refused:?}");
+    assert_eq!(server.connections(), 2);
 }
 
 #[tokio::test]
