@@ -33,9 +33,12 @@ fn main() {
         std::process::exit(2);
     };
     if !args.quiet {
-        trace::print_lines();
+        trace::keep(trace::Keep { print: true, ..trace::Keep::default() });
     }
-    let report = harness::run_here(scenario, args.seed, args.bug.as_deref());
+    let report = harness::run_here(
+        scenario,
+        &harness::Job::new(scenario.name, args.seed).with_bug(args.bug.as_deref()),
+    );
     for (name, count) in &report.counts {
         println!("{name:<36} {count:>10}");
     }

@@ -1,11 +1,13 @@
 //! Runs scenarios: one process per seed, many at once, and adds up what they report.
 
 mod child;
+mod job;
 mod run;
 mod sweep;
 mod table;
 
-pub use child::{CHILD_ARG, child_main};
+pub use child::{Outcome, child_main, spawn};
+pub use job::Job;
 pub use run::{Report, run_here};
 pub use sweep::{determinism, hunt, seeds_from_env, sweep};
 

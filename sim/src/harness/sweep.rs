@@ -1,7 +1,7 @@
 //! Many seeds of one scenario, as many processes at once as there are cores.
 
 use super::child::{Outcome, spawn};
-use super::{Mutant, Scenario, reproduce, table};
+use super::{Job, Mutant, Scenario, reproduce, table};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -65,7 +65,7 @@ fn run_all(
                     if seed >= seeds.end {
                         break;
                     }
-                    let outcome = SLOTS.run(|| spawn(scenario, seed, bug));
+                    let outcome = SLOTS.run(|| spawn(&Job::new(scenario, seed).with_bug(bug)));
                     if enough(&outcome) {
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -142,7 +142,7 @@ pub fn determinism(scenario: &Scenario, seed: u64, processes: u64) -> Result<(),
         for _ in 0..cores() {
             scope.spawn(|| {
                 while next.fetch_add(1, Ordering::Relaxed) < processes {
-                    let outcome = SLOTS.run(|| spawn(scenario.name, seed, None));
+                    let outcome = SLOTS.run(|| spawn(&Job::new(scenario.name, seed)));
                     outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
                 }
             });
