@@ -25,6 +25,11 @@ use std::time::Duration;
 /// How long a machine stays silent between the end of its old tasks and its restart.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// Makes the simulated clocks the process's, for scenarios without machines.
+pub fn install_clocks() {
+    clocks::install();
+}
+
 /// The machines of one run.
 pub struct World {
     /// What the run chose.
