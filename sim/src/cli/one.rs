@@ -2,7 +2,7 @@
 
 use super::{How, find, print_result};
 use mooseng_sim::harness::{self, Job, Recipe, Report, minimise, timeline as page};
-use mooseng_sim::{scenarios, trace};
+use mooseng_sim::{plan, scenarios, trace};
 use std::path::Path;
 
 /// Runs it in this process.
@@ -17,7 +17,8 @@ pub fn run(job: &Job, quiet: bool, operations: bool, save: Option<&Path>) -> Res
     let report = here(job, keep)?;
     print_result(&report);
     if let Some(path) = save {
-        Recipe::of(job, &report).save(path)?;
+        let drawn = Job { plan: Some(plan::recorded()), ..job.clone() };
+        Recipe::of(&drawn, &report).save(path)?;
         println!("to carry it out again: mooseng-sim replay {}", path.display());
     }
     if report.failure.is_some() && job.bug.is_none() {

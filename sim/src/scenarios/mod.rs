@@ -7,6 +7,7 @@ mod journal;
 mod mutants;
 mod namespace_model;
 mod raft_chaos;
+mod store_model;
 mod tables_model;
 mod wal_model;
 
@@ -21,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     failover::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
+    store_model::SCENARIO,
     namespace_model::SCENARIO,
 ];
 
