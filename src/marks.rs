@@ -3,10 +3,12 @@
 //! `mark!("torn tail cut")` counts that a branch was reached; `maybe!(cond, "name")` that a condition was
 //! true at least once; `bug!(M01)` is false unless a test switched that planted mistake on. All three are
 //! compiled to nothing (false) without the feature `sim`, except in this crate's own unit tests.
+//! `invariant!(cond, "why")` panics in every build; only simulations can switch it off.
 
 #[cfg(any(feature = "sim", test))]
 mod active {
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     #[derive(Default)]
@@ -18,6 +20,7 @@ mod active {
 
     static STATE: Mutex<State> =
         Mutex::new(State { hits: BTreeMap::new(), bug: None, bug_reached: 0 });
+    static ASSERTING: AtomicBool = AtomicBool::new(true);
 
     fn state() -> MutexGuard<'static, State> {
         STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,6 +53,22 @@ mod active {
     pub fn bug_reached() -> u64 {
         state().bug_reached
     }
+
+    /// Whether `invariant!` panics. Switched off, it shows what the oracles see without it.
+    pub fn assert_invariants(on: bool) {
+        ASSERTING.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether `invariant!` panics.
+    pub fn asserting() -> bool {
+        ASSERTING.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether `invariant!` panics: always, outside of simulations.
+#[cfg(not(any(feature = "sim", test)))]
+pub const fn asserting() -> bool {
+    true
 }
 
 #[cfg(any(feature = "sim", test))]
@@ -71,6 +90,17 @@ macro_rules! maybe {
         #[cfg(any(feature = "sim", test))]
         if $cond {
             $crate::marks::hit($name)
+        }
+    };
+}
+
+/// Panics if the condition does not hold: what this library promises itself. Simulations can switch it off, to
+/// show that their oracles see the same from the outside.
+#[macro_export]
+macro_rules! invariant {
+    ($cond:expr, $($why:tt)+) => {
+        if !$cond && $crate::marks::asserting() {
+            panic!("invariant: {}", format_args!($($why)+))
         }
     };
 }

@@ -10,6 +10,7 @@ compile_error!(
 pub mod disk_conformance;
 mod draw;
 mod generate;
+pub mod machine;
 mod model;
 mod ops;
 

@@ -1,11 +1,9 @@
 //! The state machine against the model: the same operations, the same answers, every invariant after each.
 
-mod common;
-
-use common::{Machine, run_seed, step};
 use mooseng::limits::Limits;
 use mooseng::namespace::Namespace;
 use mooseng::tables::Db;
+use mooseng_proptests::machine::{Machine, run_seed, step};
 use mooseng_proptests::{ModelFs, OpGen, Tape};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, any};
@@ -80,7 +78,6 @@ fn bounds_come_from_the_log() {
 #[cfg(not(feature = "sim"))]
 #[expect(clippy::disallowed_methods, reason = "the test makes and removes a directory")]
 mod on_disk {
-    use super::common::run_seed;
     use mooseng::ids::{LogIndex, Term};
     use mooseng::limits::Limits;
     use mooseng::namespace::{Namespace, check};
@@ -88,6 +85,7 @@ mod on_disk {
     use mooseng::seam::Disk;
     use mooseng::seam::real::RealDisk;
     use mooseng::tables::Db;
+    use mooseng_proptests::machine::run_seed;
     use mooseng_proptests::{Draw, SplitMix};
     use std::sync::Arc;
 

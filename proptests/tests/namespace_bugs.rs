@@ -1,12 +1,10 @@
 //! Planted bugs of the state machine: each must be caught by the comparison with the model or by the
 //! invariants, and the rare branches must be reached. One test, because the switch is the process's.
 
-mod common;
-
-use common::run_seed;
 use mooseng::limits::Limits;
 use mooseng::marks;
 use mooseng::seam::clock::{ClockSource, install};
+use mooseng_proptests::machine::run_seed;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -58,7 +58,11 @@ pub fn stuck(oracle: &str, message: impl Into<String>) -> ! {
 #[track_caller]
 fn fail(kind: Kind, oracle: &str, message: String) -> ! {
     let failure = Failure { kind, oracle: oracle.to_owned(), message };
-    crate::trace::line("-", &format!("{oracle} fails: {}", failure.message));
+    crate::trace::say(
+        crate::trace::Kind::Broken,
+        "-",
+        &format!("{oracle} fails: {}", failure.message),
+    );
     FIRST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure.clone());
     panic!("{oracle}: {}", failure.message)
 }

@@ -9,6 +9,7 @@ pub mod failure;
 pub mod harness;
 pub mod models;
 pub mod oracles;
+pub mod plan;
 pub mod rng;
 pub mod scenarios;
 pub mod stats;

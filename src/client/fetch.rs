@@ -511,8 +511,12 @@ fn verifies(chunk: ChunkId, shard: u8, offset: u64, data: &[u8], crcs: &[u32]) -
 }
 
 fn rebuild(layout: Layout, sources: &[(usize, Bytes)], target: usize, len: usize) -> Option<Bytes> {
-    let (shards, data): (Vec<usize>, Vec<&[u8]>) =
+    let (mut shards, data): (Vec<usize>, Vec<&[u8]>) =
         sources.iter().map(|(shard, data)| (*shard, &data[..])).unzip();
+    // M28: shards are taken for one another.
+    if crate::bug!(M28) {
+        shards.rotate_left(1);
+    }
     let combination = Codec::new(layout).combination(&shards, target).ok()?;
     let mut out = vec![0; len];
     combination.apply(&data, &mut out);

@@ -179,7 +179,10 @@ impl State<'_> {
     }
 
     fn move_to(&mut self, dirs: &mut Dirs, mut source: Side, new_name: &[u8]) -> Outcome<Attr> {
-        self.remove_entry(&mut dirs.old, &source.name, &source.entry)?;
+        // M43: the old name goes in a step of its own, which may never come.
+        if !crate::bug!(M43) {
+            self.remove_entry(&mut dirs.old, &source.name, &source.entry)?;
+        }
         let new_dir = dirs.new_dir().id();
         if source.inode.is_dir() {
             dirs.old.attr.nlink -= 1;

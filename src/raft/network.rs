@@ -5,6 +5,7 @@ use super::types::{
     Master, Types, Vote, entry_bytes, id_from_pb, id_to_pb, members_to_pb, opt_id_from_pb,
     vote_from_pb, vote_to_pb,
 };
+use crate::bug;
 use crate::ids::{NodeId, Uuid};
 use crate::limits::Limits;
 use crate::pb;
@@ -232,6 +233,10 @@ impl RaftNetwork<Types> for Link {
     ) -> Result<AppendEntriesResponse<u64>, AppendError> {
         let (request, payload) = self.append_request(&rpc);
         let reply = self.append(request, payload, option.hard_ttl()).await;
+        // M05: an append without an answer counts as one more copy.
+        if bug!(M05) && reply.is_err() {
+            return Ok(AppendEntriesResponse::Success);
+        }
         let reply = reply.map_err(|error| RPCError::Unreachable(unreachable(&error)))?;
         use pb::raft_append_reply::Result as R;
         Ok(match reply.result() {

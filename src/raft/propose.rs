@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::types::{LogCommand, Types};
 use crate::ids::{LogIndex, Term};
 use crate::pb;
-use crate::{bug, maybe, seam};
+use crate::{bug, invariant, maybe, seam};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use prost::Message;
@@ -86,7 +86,7 @@ fn answer<M: Machine>(
         Some(Ok(response)) => {
             let term = Term(response.log_id.leader_id.term);
             let index = LogIndex(response.log_id.index + 1);
-            assert_eq!(response.data.len(), answers.len(), "one outcome for each proposal");
+            invariant!(response.data.len() == answers.len(), "one outcome for each proposal");
             for (outcome, answer) in response.data.into_iter().zip(answers) {
                 let _ = answer.send(Ok((term, index, outcome)));
             }

@@ -9,9 +9,9 @@ use super::types::{
 use super::{ProposeError, members};
 use crate::ids::Uuid;
 use crate::pb;
-use crate::seam;
 use crate::tables::Install;
 use crate::wire::{Call, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
+use crate::{bug, seam};
 use bytes::Bytes;
 use openraft::Snapshot;
 use openraft::error::{Fatal, Infallible, RaftError};
@@ -166,7 +166,11 @@ impl<M: Machine> Core<M> {
         }
         let meta = request.meta.as_ref().ok_or_else(|| bad("no description".to_owned()))?;
         let last = opt_id_from_pb(&meta.last_log).map_err(bad)?;
-        let last = last.ok_or_else(|| bad("a snapshot of nothing".to_owned()))?;
+        let mut last = last.ok_or_else(|| bad("a snapshot of nothing".to_owned()))?;
+        // M13: the snapshot is taken for one entry more than it holds.
+        if bug!(M13) {
+            last.index += 1;
+        }
         // One piece at a time: whoever comes while one is being written waits here.
         let mut receiving = self.receiving.lock().await;
         if request.offset == 0 && receiving.id != meta.id {

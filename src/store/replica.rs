@@ -54,8 +54,8 @@ impl Replica {
     pub fn update(&self, change: impl FnOnce(&mut Progress)) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut progress);
-        debug_assert!(progress.recorded <= progress.durable);
-        debug_assert!(progress.durable <= progress.length);
+        crate::invariant!(progress.recorded <= progress.durable, "what is recorded is durable");
+        crate::invariant!(progress.durable <= progress.length, "what is durable is there");
     }
 
     pub fn status(&self) -> Status {

@@ -193,7 +193,7 @@ impl Checkpoint {
 #[cfg(any(feature = "sim", test))]
 fn verify(base: &Arc<Base>, meta: &pb::CheckpointMeta) -> Result<(), TableError> {
     let hash = View::new(Some(base.clone()), 0).hash_of_rows()?;
-    assert_eq!(hash, meta.state_hash, "the hash of the rows on disk");
-    assert_eq!(base.meta()?, *meta, "the checkpoint record on disk");
+    crate::invariant!(hash == meta.state_hash, "the rows on disk have the hash that was meant");
+    crate::invariant!(base.meta()? == *meta, "the checkpoint record on disk is what was meant");
     Ok(())
 }

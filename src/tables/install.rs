@@ -8,6 +8,9 @@ use super::{TableError, row_hash};
 use crate::pb;
 use std::sync::Arc;
 
+/// The table of remembered replies, for a planted bug.
+const REPLIES: u8 = 15;
+
 /// Rows gathered before they go to redb together.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -49,6 +52,10 @@ impl Install {
         }
         self.last.clear();
         self.last.extend_from_slice(key);
+        // M40: replies to repeated requests are taken for a cache, and not for a part of the state.
+        if crate::bug!(M40) && key[0] == REPLIES {
+            return Ok(());
+        }
         self.meta.rows += 1;
         self.meta.row_bytes += (key.len() + row.len()) as u64;
         self.meta.state_hash = self.meta.state_hash.wrapping_add(row_hash(key, row));
@@ -60,7 +67,7 @@ impl Install {
     /// Makes the snapshot the state, durably: after a crash there is the old state or the new one. Its rows
     /// must have the state hash that `meta` names. Blocks, also for a checkpoint that is being written.
     pub fn finish(mut self, mut meta: pb::CheckpointMeta) -> Result<Installed, TableError> {
-        if meta.state_hash != self.meta.state_hash {
+        if meta.state_hash != self.meta.state_hash && !crate::bug!(M40) {
             return Err(TableError::Snapshot("its rows have another hash than it says"));
         }
         (meta.rows, meta.row_bytes) = (self.meta.rows, self.meta.row_bytes);

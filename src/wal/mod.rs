@@ -25,7 +25,7 @@ pub use segments::{Spare, SpareJob};
 use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
 use crate::seam::Disk;
-use crate::{bug, mark};
+use crate::{bug, invariant, mark};
 use bytes::Bytes;
 use record::{Head, Header, Kind, SECTOR_BYTES};
 use recover::Located;
@@ -220,7 +220,7 @@ impl Wal {
     pub fn append(&mut self, entries: &[Entry]) -> Result<(), WalError> {
         for entry in entries {
             let expected = self.last().map_or(1, |id| id.index.0 + 1);
-            assert_eq!(entry.id.index.0, expected, "a log has no holes");
+            invariant!(entry.id.index.0 == expected, "a log has no holes");
             let prefix = record::encode_id(&entry.id);
             let body_at = self.push(Kind::Entry, expected, &[&prefix, &entry.payload])?;
             self.segments.note_entry(expected);
@@ -240,6 +240,10 @@ impl Wal {
         self.vote = Some(vote);
         if bug!(M02) {
             return self.flush();
+        }
+        // M03: the vote waits for the entries after it.
+        if bug!(M03) {
+            return Ok(());
         }
         self.sync()?;
         self.write_vote_file()
@@ -266,7 +270,7 @@ impl Wal {
     /// sync makes it durable.
     pub fn truncate(&mut self, from: LogIndex) -> Result<(), WalError> {
         let first = self.purged.map_or(0, |id| id.index.0) + 1;
-        assert!(from.0 >= first, "what is purged was committed and cannot conflict");
+        invariant!(from.0 >= first, "what is purged was committed and cannot conflict");
         self.push(Kind::Truncate, from.0, &[])?;
         self.entries.truncate((from.0 - first) as usize);
         Ok(())

@@ -80,7 +80,7 @@ pub struct Incoming {
 impl Incoming {
     /// The request message. Its byte fields are copies that do not pin the frame's memory.
     pub fn decode<C: Call>(&self) -> Result<C::Request, Refusal> {
-        debug_assert_eq!(self.method, C::METHOD);
+        crate::invariant!(self.method == C::METHOD, "a request is decoded as what it is");
         C::Request::decode(&self.body[..]).map_err(|error| {
             Refusal::new(RefusalCode::BadRequest, format!("{} request: {error}", C::NAME))
         })

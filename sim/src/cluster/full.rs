@@ -110,7 +110,8 @@ impl Cluster {
             let now = (raft.term(), raft.is_leader());
             if now != before {
                 let role = if now.1 { "leads" } else { "follows" };
-                context.say(&format!("{role} in {}, applied {}", now.0, raft.applied()));
+                let text = format!("{role} in {}, applied {}", now.0, raft.applied());
+                trace::say(trace::Kind::Role, &context.name, &text);
                 before = now;
             }
         }

@@ -182,7 +182,8 @@ async fn watch(context: &NodeContext, raft: &RaftNode) -> Result<(), String> {
         let now = (raft.term(), raft.is_leader());
         if now != before {
             let role = if now.1 { "leads" } else { "follows" };
-            trace::line(&context.name, &format!("{role} in {}, applied {}", now.0, raft.applied()));
+            let text = format!("{role} in {}, applied {}", now.0, raft.applied());
+            trace::say(trace::Kind::Role, &context.name, &text);
             before = now;
         }
     }

@@ -22,6 +22,9 @@ pub struct Faults {
     pub slow_ms_max: u64,
     /// Every call that needs new space fails with ENOSPC.
     pub full: bool,
+    /// Calls that need new space to fail with ENOSPC, although the disk says that it has some: another program
+    /// fills it at the same time.
+    pub next_enospc: u32,
     /// Reads to fail.
     pub next_read_eio: u32,
     /// Writes to fail.

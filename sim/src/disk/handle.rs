@@ -257,7 +257,10 @@ impl OpenFile {
     fn fits(&self, state: &mut State, offset: u64, len: u64) -> bool {
         let free = state.capacity.saturating_sub(state.used());
         let free = if state.faults.full { 0 } else { free };
-        let fits = state.content(self.number).to_allocate(offset, len) <= free;
+        let needed = state.content(self.number).to_allocate(offset, len);
+        let taken = needed > 0 && state.faults.next_enospc > 0;
+        state.faults.next_enospc -= u32::from(taken);
+        let fits = needed <= free && !taken;
         state.counters.enospc += u64::from(!fits);
         fits
     }

@@ -5,14 +5,14 @@
     reason = "the parent lives in the real world: it starts processes and watches the real clock"
 )]
 
-use super::{Report, Scenario, run_here};
+use super::{Job, Report, Scenario, run_here};
 use crate::failure::{Failure, Kind};
 use crate::trace;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// First argument of a child process.
+/// First argument of a child process; its job comes on stdin.
 pub const CHILD_ARG: &str = "--child";
 /// What stands before the report in the child's output.
 const REPORT: &str = "REPORT ";
@@ -21,23 +21,19 @@ const CHILD_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// If this process was started to run one seed: runs it and exits.
 pub fn child_main(scenarios: &[Scenario]) {
-    let args: Vec<String> = std::env::args().collect();
-    if args.get(1).map(String::as_str) != Some(CHILD_ARG) {
+    if std::env::args().nth(1).as_deref() != Some(CHILD_ARG) {
         return;
     }
-    let name = args.get(2).expect("name of the scenario");
-    let seed = args.get(3).and_then(|seed| seed.parse().ok()).expect("seed");
-    let bug = args.get(4).map(String::as_str);
-    if std::env::var("MOOSENG_TIMELINE").is_ok() {
-        trace::print_lines();
-    }
-    let scenario = scenarios.iter().find(|known| known.name == name).expect("a known scenario");
-    let report = run_here(scenario, seed, bug);
-    for line in trace::last_lines() {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).expect("a job on stdin");
+    let job: Job = serde_json::from_str(&text).expect("a job");
+    let known = scenarios.iter().find(|known| known.name == job.scenario);
+    let report = run_here(known.expect("a known scenario"), &job);
+    for line in trace::lines() {
         println!("{line}");
     }
     println!("{REPORT}{}", serde_json::to_string(&report).expect("reports print"));
-    std::process::exit(report.failure.map_or(0, |failure| failure.kind.exit_code()));
+    std::process::exit(report.exit_code());
 }
 
 /// What came of a child.
@@ -51,20 +47,23 @@ pub struct Outcome {
 }
 
 /// Runs one seed in a process of its own.
-pub fn spawn(scenario: &str, seed: u64, bug: Option<&str>) -> Outcome {
+pub fn spawn(job: &Job) -> Outcome {
     let started = Instant::now();
     let mut command = Command::new(std::env::current_exe().expect("own executable"));
-    command.args([CHILD_ARG, scenario, &seed.to_string()]).args(bug);
+    command.arg(CHILD_ARG);
     // The environment must not decide what happens.
     command.env_clear().env("RUST_BACKTRACE", "1");
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("a child process starts");
     let stdout = reader(child.stdout.take().expect("piped"));
     let stderr = reader(child.stderr.take().expect("piped"));
+    let job_text = serde_json::to_string(job).expect("jobs print");
+    // A child that died at once shows below.
+    _ = child.stdin.take().expect("piped").write_all(job_text.as_bytes());
     let hung = loop {
         match child.try_wait().expect("child") {
             Some(_) => break false,
@@ -77,7 +76,7 @@ pub fn spawn(scenario: &str, seed: u64, bug: Option<&str>) -> Outcome {
         }
     };
     let (stdout, stderr) = (text(stdout), text(stderr));
-    let report = report_in(&stdout).unwrap_or_else(|| lost_report(scenario, seed, bug, hung));
+    let report = report_in(&stdout).unwrap_or_else(|| lost_report(job, hung));
     let lines = stdout.lines().filter(|line| !line.starts_with(REPORT)).map(str::to_owned);
     let mut tail = last(lines.collect(), 60);
     tail.extend(last(stderr.lines().map(str::to_owned).collect(), 40));
@@ -105,21 +104,11 @@ fn report_in(stdout: &str) -> Option<Report> {
     serde_json::from_str(line).ok()
 }
 
-fn lost_report(scenario: &str, seed: u64, bug: Option<&str>, hung: bool) -> Report {
+fn lost_report(job: &Job, hung: bool) -> Report {
     let (kind, oracle, message) = match hung {
         true => (Kind::Liveness, "real time", format!("no end after {CHILD_TIME_MAX:?}")),
         false => (Kind::Crash, "process", "the process died without a report".to_owned()),
     };
-    Report {
-        scenario: scenario.to_owned(),
-        seed,
-        bug: bug.map(str::to_owned),
-        bug_reached: 0,
-        hash: 0,
-        events: 0,
-        simulated_ms: 0,
-        counts: Default::default(),
-        marks: Default::default(),
-        failure: Some(Failure { kind, oracle: oracle.to_owned(), message }),
-    }
+    let failure = Some(Failure { kind, oracle: oracle.to_owned(), message });
+    Report { failure, ..Report::empty(job) }
 }

@@ -1,11 +1,22 @@
 //! Runs scenarios: one process per seed, many at once, and adds up what they report.
 
+pub mod bank;
+pub mod campaign;
 mod child;
+pub mod files;
+mod job;
+pub mod minimise;
+mod pool;
+mod recipe;
 mod run;
 mod sweep;
 mod table;
+pub mod timeline;
 
-pub use child::{CHILD_ARG, child_main};
+pub use child::{Outcome, child_main, spawn};
+pub use job::Job;
+pub use pool::{map, run as run_child};
+pub use recipe::Recipe;
 pub use run::{Report, run_here};
 pub use sweep::{determinism, hunt, seeds_from_env, sweep};
 
@@ -32,7 +43,7 @@ pub struct Scenario {
     pub run: Body,
 }
 
-/// A planted bug with the scenario that must catch it.
+/// A planted bug with a scenario that should catch it.
 pub struct Mutant {
     /// Name of its `bug!` site, for instance "M01".
     pub bug: &'static str,
@@ -40,8 +51,32 @@ pub struct Mutant {
     pub about: &'static str,
     /// The scenario.
     pub scenario: &'static str,
-    /// Seeds within which it must be caught.
+    /// Seeds within which the test suite must catch it; 0 if the scenario does not catch it reliably.
     pub seeds: u64,
+    /// Of one that is not caught reliably: what would catch it.
+    pub needs: &'static str,
+}
+
+impl Mutant {
+    /// One that is caught within so many seeds.
+    pub const fn caught(
+        bug: &'static str,
+        about: &'static str,
+        scenario: &'static str,
+        seeds: u64,
+    ) -> Mutant {
+        Mutant { bug, about, scenario, seeds, needs: "more seeds" }
+    }
+
+    /// One that is not caught reliably.
+    pub const fn missed(
+        bug: &'static str,
+        about: &'static str,
+        scenario: &'static str,
+        needs: &'static str,
+    ) -> Mutant {
+        Mutant { bug, about, scenario, seeds: 0, needs }
+    }
 }
 
 /// The line that runs exactly this seed again.

@@ -1,10 +1,10 @@
 //! Many seeds of one scenario, as many processes at once as there are cores.
 
-use super::child::{Outcome, spawn};
-use super::{Mutant, Scenario, reproduce, table};
+use super::child::Outcome;
+use super::{Job, Mutant, Scenario, pool, reproduce, table};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// `MOOSENG_SEED`: exactly that one. `MOOSENG_SEEDS`: so many from 1, or a range `500..1000`.
@@ -24,30 +24,6 @@ pub fn seeds_from_env(default: u64) -> Result<Range<u64>, String> {
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(2, |cores| cores.get())
-}
-
-/// Lets so many children run at once, whatever the number of sweeps.
-struct Slots(Mutex<usize>, Condvar);
-
-static SLOTS: Slots = Slots(Mutex::new(0), Condvar::new());
-
-impl Slots {
-    fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken >= cores() {
-            taken = self.1.wait(taken).unwrap_or_else(PoisonError::into_inner);
-        }
-        *taken += 1;
-        drop(taken);
-        let result = work();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.1.notify_one();
-        result
-    }
-}
-
 /// Runs the seeds; stops at the first outcome that `enough` accepts. In seed order.
 fn run_all(
     scenario: &str,
@@ -55,25 +31,18 @@ fn run_all(
     seeds: Range<u64>,
     enough: impl Fn(&Outcome) -> bool + Sync,
 ) -> Vec<Outcome> {
-    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
-    let outcomes = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..cores() {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        break;
-                    }
-                    let outcome = SLOTS.run(|| spawn(scenario, seed, bug));
-                    if enough(&outcome) {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-                }
-            });
-        }
-    });
+    let (next, outcomes) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
+    pool::each(
+        || {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            (seed < seeds.end).then(|| Job::new(scenario, seed).with_bug(bug))
+        },
+        |_, outcome| {
+            let stop = enough(&outcome);
+            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
+            stop
+        },
+    );
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_by_key(|outcome| outcome.report.seed);
     outcomes
@@ -136,19 +105,8 @@ pub fn hunt(mutant: &Mutant) -> Result<(), String> {
 
 /// Runs one seed several times: every process must do exactly the same (oracle O12).
 pub fn determinism(scenario: &Scenario, seed: u64, processes: u64) -> Result<(), String> {
-    let outcomes: Mutex<Vec<Outcome>> = Mutex::new(Vec::new());
-    let next = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..cores() {
-            scope.spawn(|| {
-                while next.fetch_add(1, Ordering::Relaxed) < processes {
-                    let outcome = SLOTS.run(|| spawn(scenario.name, seed, None));
-                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-                }
-            });
-        }
-    });
-    let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let jobs: Vec<Job> = (0..processes).map(|_| Job::new(scenario.name, seed)).collect();
+    let outcomes = pool::map(&jobs, pool::run);
     let first = &outcomes[0];
     let took: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
     for other in &outcomes[1..] {

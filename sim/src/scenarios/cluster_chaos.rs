@@ -13,9 +13,9 @@ use crate::oracles::ledger::{BLOCK, Ledger};
 use crate::oracles::persist::Persist;
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::rng::Rng;
-use crate::stats;
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, Options, Role, World};
+use crate::{stats, trace};
 use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
@@ -215,23 +215,32 @@ impl Worker {
                 // What is written now would change under the audit's eyes.
                 return std::future::pending().await;
             }
-            let outcome = match self.rng.below(100) {
-                _ if self.open.is_empty() => self.create().await,
-                0..10 if self.open.len() < OPEN_MAX => self.create().await,
-                0..45 => self.write().await,
-                45..65 => self.fsync().await,
-                65..80 => self.read_own().await,
-                80..90 => self.read_other().await,
-                90..95 => self.reopen().await,
-                _ => self.remove().await,
-            };
+            if self.context.skips() {
+                continue;
+            }
+            let since = trace::now_ns();
+            let (what, outcome) = self.step().await;
+            self.context.did(since, what, &format!("{outcome:?}"));
             match outcome {
                 Ok(()) => stats::count(stats::OPERATIONS),
                 Err(errno) => {
                     stats::count("operations failed");
-                    self.context.say(&format!("an operation fails: {errno:?}"));
+                    self.context.say(&format!("{what} fails: {errno:?}"));
                 }
             }
+        }
+    }
+
+    async fn step(&mut self) -> (&'static str, Result<(), Errno>) {
+        match self.rng.below(100) {
+            _ if self.open.is_empty() => ("create", self.create().await),
+            0..10 if self.open.len() < OPEN_MAX => ("create", self.create().await),
+            0..45 => ("write", self.write().await),
+            45..65 => ("fsync", self.fsync().await),
+            65..80 => ("read", self.read_own().await),
+            80..90 => ("read another's", self.read_other().await),
+            90..95 => ("reopen", self.reopen().await),
+            _ => ("unlink", self.remove().await),
         }
     }
 

@@ -157,6 +157,10 @@ async fn ask(context: NodeContext, ledger: Ledger) {
     let server = |n: u64| (n % u64::from(SERVERS)) as u8;
     for number in 0.. {
         let (to, number) = (server(number), tag | number);
+        if context.skips() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        }
         let call = tokio::time::timeout(Duration::from_millis(400), send(to, number));
         if call.await.is_ok_and(|sent| sent.is_ok()) {
             stats::count(stats::OPERATIONS);

@@ -4,8 +4,12 @@ mod cluster_chaos;
 mod disk_model;
 mod failover;
 mod journal;
+mod mutants;
+mod namespace_model;
 mod raft_chaos;
+mod store_model;
 mod tables_model;
+mod wal_model;
 
 use crate::harness::{Mutant, Scenario};
 
@@ -17,39 +21,42 @@ pub const ALL: &[Scenario] = &[
     cluster_chaos::SCENARIO,
     failover::SCENARIO,
     tables_model::SCENARIO,
+    wal_model::SCENARIO,
+    store_model::SCENARIO,
+    namespace_model::SCENARIO,
 ];
 
-/// Every planted bug and the scenario that must catch it.
-pub const MUTANTS: &[Mutant] = &[
-    Mutant { bug: "NOSYNC", about: "acknowledged before fsync", scenario: "journal", seeds: 20 },
-    Mutant {
-        bug: "M01",
-        about: "append acknowledged before log fsync",
-        scenario: "raft_chaos",
-        seeds: 20,
-    },
-    Mutant {
-        bug: "M02",
-        about: "vote granted before vote fsync",
-        scenario: "raft_chaos",
-        seeds: 20,
-    },
-    Mutant {
-        bug: "M21",
-        about: "chunk acknowledged before fsync",
-        scenario: "cluster_chaos",
-        seeds: 10,
-    },
-    Mutant {
-        bug: "M12",
-        about: "checkpoint published before its fsync",
-        scenario: "tables_model",
-        seeds: 6,
-    },
-    Mutant { bug: "M39", about: "retry applied twice", scenario: "raft_chaos", seeds: 20 },
-];
+/// Every planted bug with the scenarios that should catch it.
+pub const MUTANTS: &[Mutant] = mutants::ALL;
+/// Bugs of the bank without a site, and why.
+pub const ABSENT: &[(&str, &str)] = mutants::ABSENT;
 
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mutant_names_a_scenario_and_stands_once() {
+        for (at, mutant) in MUTANTS.iter().enumerate() {
+            assert!(find(mutant.scenario).is_some(), "{}: {}", mutant.bug, mutant.scenario);
+            let same =
+                |other: &Mutant| (other.bug, other.scenario) == (mutant.bug, mutant.scenario);
+            assert!(!MUTANTS[..at].iter().any(same), "{} twice in {}", mutant.bug, mutant.scenario);
+        }
+    }
+
+    #[test]
+    fn the_whole_bank_is_accounted_for() {
+        for number in 1..=54 {
+            let bug = format!("M{number:02}");
+            let planted = MUTANTS.iter().any(|mutant| mutant.bug == bug);
+            let absent = ABSENT.iter().any(|(absent, _)| *absent == bug);
+            assert!(planted != absent, "{bug}: planted {planted}, absent {absent}");
+        }
+    }
 }

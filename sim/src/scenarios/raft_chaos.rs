@@ -12,9 +12,9 @@ use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::persist::Persist;
 use crate::rng::Rng;
-use crate::stats;
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, NodeSpec, Options, Role, World};
+use crate::{stats, trace};
 use mooseng::ids::ROOT;
 use mooseng::limits::Limits;
 use mooseng::namespace;
@@ -224,6 +224,11 @@ impl Client {
 
     /// Sends one batch until it is answered. False when the session is over.
     async fn work(&mut self, session: &mut Session) -> bool {
+        if self.context.skips() {
+            tokio::time::sleep(Duration::from_millis(self.rng.range(1, 60))).await;
+            return true;
+        }
+        let since = trace::now_ns();
         let ops = self.draw(session);
         let batch = pb::Batch {
             session: session.id,
@@ -235,6 +240,7 @@ impl Client {
         if reply.errno != 0 {
             violation("O1", format!("session {}: batch refused: {reply:?}", session.id));
         }
+        self.context.did(since, "batch", &format!("{} operations", ops.len()));
         session.next_seq += ops.len() as u64;
         for (op, result) in ops.iter().zip(&reply.results) {
             self.learn(session, op, result);

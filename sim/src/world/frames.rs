@@ -3,9 +3,11 @@
 
 use super::node;
 use super::options::NetOptions;
+use crate::plan::{Fate, FrameKey};
 use crate::rng::Rng;
-use crate::{stats, trace};
+use crate::{plan, stats, trace};
 use mooseng::checksum::crc32c;
+use mooseng::wire::calls;
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::{self, FrameInfo, Hook, Verdict};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,32 +63,54 @@ impl Frames {
         work(&mut self.rng.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn verdict(&self, frame: &FrameInfo<'_>) -> Verdict {
+    fn verdict(&self, node: &str, frame: &FrameInfo<'_>) -> Verdict {
         if self.quiet.load(Ordering::Relaxed) || !matters(frame) {
             return Verdict::Deliver;
         }
+        match plan::frame_fate(key(node, frame, false), || self.draw()) {
+            None | Some(Fate::DroppedAfter(_)) => Verdict::Deliver,
+            Some(Fate::Lost) => strikes(lost(frame), Verdict::Drop),
+            Some(Fate::Doubled) => strikes("fault: frame doubled", Verdict::Duplicate),
+            Some(Fate::LateMs(ms)) => {
+                strikes("fault: frame delayed", Verdict::Delay(Duration::from_millis(ms)))
+            }
+            Some(Fate::Cut) => strikes("fault: connection cut", Verdict::Cut),
+        }
+    }
+
+    fn draw(&self) -> Option<Fate> {
         let options = &self.options;
-        let (verdict, counter) = self.rng(|rng| {
+        self.rng(|rng| {
             if rng.hit(options.lose) {
-                return (Verdict::Drop, lost(frame));
+                return Some(Fate::Lost);
             }
             if rng.hit(options.duplicate) {
-                return (Verdict::Duplicate, "fault: frame doubled");
+                return Some(Fate::Doubled);
             }
             if rng.hit(options.delay) {
-                let delay = Duration::from_millis(rng.range(1, options.delay_ms_max.max(2)));
-                return (Verdict::Delay(delay), "fault: frame delayed");
+                return Some(Fate::LateMs(rng.range(1, options.delay_ms_max.max(2))));
             }
-            match rng.hit(options.cut) {
-                true => (Verdict::Cut, "fault: connection cut"),
-                false => (Verdict::Deliver, ""),
-            }
-        });
-        if verdict != Verdict::Deliver {
-            stats::count(counter);
-        }
-        verdict
+            rng.hit(options.cut).then_some(Fate::Cut)
+        })
     }
+
+    fn draw_cancel(&self) -> Option<Fate> {
+        let cancel = self.options.cancel;
+        self.rng(|rng| rng.hit(cancel).then(|| Fate::DroppedAfter(rng.below(6) as u32)))
+    }
+}
+
+fn strikes(counter: &str, verdict: Verdict) -> Verdict {
+    stats::count(counter);
+    verdict
+}
+
+/// How the plan names a frame.
+fn key(node: &str, frame: &FrameInfo<'_>, handler: bool) -> FrameKey {
+    let peer = frame.remote.rsplit_once(':').map_or(frame.remote, |(host, _)| host);
+    let method = calls::name(frame.method).map_or(frame.method.to_string(), str::to_owned);
+    let request = frame.is_request;
+    FrameKey { node: node.to_owned(), peer: peer.to_owned(), method, request, handler }
 }
 
 fn lost(frame: &FrameInfo<'_>) -> &'static str {
@@ -116,7 +140,7 @@ impl Hook for Hooked {
         let node = node::here();
         record("send", &node, frame);
         self.0.show(|watcher| watcher.sent(&node, frame));
-        self.0.verdict(frame)
+        self.0.verdict(&node, frame)
     }
 
     fn on_recv(&self, frame: &FrameInfo<'_>) -> Verdict {
@@ -126,14 +150,17 @@ impl Hook for Hooked {
         Verdict::Deliver
     }
 
-    fn polls_allowed(&self, _request: &FrameInfo<'_>) -> Option<u32> {
+    fn polls_allowed(&self, request: &FrameInfo<'_>) -> Option<u32> {
         if self.0.quiet.load(Ordering::Relaxed) {
             return None;
         }
-        let polls = self.0.rng(|rng| rng.hit(self.0.options.cancel).then(|| rng.below(6) as u32));
-        if polls.is_some() {
-            stats::count("fault: handler dropped");
+        let key = key(&node::here(), request, true);
+        match plan::frame_fate(key, || self.0.draw_cancel())? {
+            Fate::DroppedAfter(polls) => {
+                stats::count("fault: handler dropped");
+                Some(polls)
+            }
+            _ => None,
         }
-        polls
     }
 }

@@ -3,8 +3,10 @@
 
 use super::node::{Power, Role};
 use super::{FaultKind, World};
+use crate::plan::{Planned, Strike};
 use crate::rng::{Ratio, Rng};
-use crate::{stats, trace};
+use crate::trace::Kind;
+use crate::{plan, stats, trace};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,55 +45,221 @@ impl Budget {
     }
 }
 
-/// Injects faults until the time is over.
+/// Injects faults until the time is over: those of the given plan, or else what it draws.
 pub async fn chaos(world: Arc<World>, budget: Budget, time: Duration) {
-    let mut rng = world.rng("injector");
     let end = trace::now_ns() + time.as_nanos() as u64;
-    let kinds = world.options.faults.kinds.clone();
-    loop {
-        let pause = rng.range(1, 2 * world.options.faults.pause_ms.max(1));
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        if trace::now_ns() >= end || kinds.is_empty() {
-            break;
-        }
-        let kind = *rng.pick(&kinds);
-        if strike(&world, kind, &budget, &mut rng) {
-            stats::count(kind.counter());
-        }
+    match plan::given_strikes() {
+        Some(steps) => carry_out(&world, steps, end).await,
+        None => draw_all(&world, &budget, end).await,
     }
     let left = end.saturating_sub(trace::now_ns());
     tokio::time::sleep(Duration::from_nanos(left)).await;
 }
 
-/// Does one thing; false if the budget or the state of the world does not allow it.
-fn strike(world: &Arc<World>, kind: FaultKind, budget: &Budget, rng: &mut Rng) -> bool {
-    match kind {
-        FaultKind::Kill => one_down(world, budget, rng, 3_000, World::kill),
-        FaultKind::PowerLoss => one_down(world, budget, rng, 4_000, World::power_loss),
-        FaultKind::Blackout => blackout(world, rng),
-        FaultKind::Pause => pause(world, budget, rng),
-        FaultKind::Partition => {
-            let (a, b) = split(world, rng);
-            cut_for_a_while(world, rng, a, b, World::cut)
+async fn draw_all(world: &Arc<World>, budget: &Budget, end: u64) {
+    let mut rng = world.rng("injector");
+    let kinds = world.options.faults.kinds.clone();
+    loop {
+        let pause_ms = rng.range(1, 2 * world.options.faults.pause_ms.max(1));
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        let over = trace::now_ns() >= end || kinds.is_empty();
+        let strike = if over { None } else { draw(world, budget, &kinds, &mut rng) };
+        plan::record_strike(Planned { pause_ms, strike: strike.clone() });
+        if let Some(strike) = strike {
+            perform(world, strike);
         }
-        FaultKind::OneWay => {
-            let (a, b) = split(world, rng);
-            cut_for_a_while(world, rng, a, b, World::cut_one_way)
+        if over {
+            return;
         }
+    }
+}
+
+async fn carry_out(world: &Arc<World>, steps: Vec<Planned>, end: u64) {
+    for step in steps {
+        tokio::time::sleep(Duration::from_millis(step.pause_ms)).await;
+        if trace::now_ns() >= end {
+            return;
+        }
+        plan::record_strike(step.clone());
+        if let Some(strike) = step.strike
+            && possible(world, &strike)
+        {
+            perform(world, strike);
+        }
+    }
+}
+
+/// Whether the machines that the strike names exist: a plan may be carried out in a smaller world.
+fn possible(world: &World, strike: &Strike) -> bool {
+    let names = world.all_names();
+    let known = |name: &String| names.contains(name);
+    match strike {
+        Strike::Down { node, inside, .. } => {
+            known(node) && inside.is_none_or(|(disk, _)| disk < world.disks(node).len())
+        }
+        Strike::SlowDisk { node, disk, .. } => known(node) && *disk < world.disks(node).len(),
+        Strike::Pause { node, .. } | Strike::ClockStep { node, .. } => known(node),
+        Strike::Cut { from, to, .. } => from.iter().chain(to).all(known),
+        Strike::Blackout { back_ms } => back_ms.keys().all(known),
+        Strike::Lag { .. } => true,
+    }
+}
+
+/// Something to do; `None` if the budget or the state of the world does not allow it.
+fn draw(world: &World, budget: &Budget, kinds: &[FaultKind], rng: &mut Rng) -> Option<Strike> {
+    let kind = *rng.pick(kinds);
+    let strike = match kind {
+        FaultKind::Kill => one_down(world, budget, rng, 3_000, false)?,
+        FaultKind::PowerLoss => one_down(world, budget, rng, 4_000, true)?,
+        FaultKind::Blackout => Strike::Blackout {
+            back_ms: world.all_names().into_iter().map(|n| (n, rng.range(50, 1_500))).collect(),
+        },
+        FaultKind::Pause => {
+            Strike::Pause { node: victim(world, budget, rng)?, ms: rng.range(5, 4_000) }
+        }
+        FaultKind::Partition => split(world, rng, true)?,
+        FaultKind::OneWay => split(world, rng, false)?,
         FaultKind::Isolate => {
             let all = world.all_names();
             let one = rng.pick(&all).clone();
             let rest = all.into_iter().filter(|name| *name != one).collect();
-            cut_for_a_while(world, rng, vec![one], rest, World::cut)
+            Strike::Cut { from: vec![one], to: rest, both: true, ms: rng.range(20, 4_000) }
         }
-        FaultKind::Lag => lag(world, rng),
-        FaultKind::ClockStep => {
-            let name = rng.pick(&world.all_names()).clone();
-            world.step_clock(&name, rng.below(7_200_001) as i64 - 3_600_000);
-            true
+        FaultKind::Lag => Strike::Lag {
+            least_ms: rng.range(1, 50),
+            most_ms: rng.range(60, 500),
+            ms: rng.range(50, 2_000),
+        },
+        FaultKind::ClockStep => Strike::ClockStep {
+            node: rng.pick(&world.all_names()).clone(),
+            by_ms: rng.below(7_200_001) as i64 - 3_600_000,
+        },
+        FaultKind::SlowDisk => slow_disk(world, rng)?,
+    };
+    stats::count(kind.counter());
+    Some(strike)
+}
+
+/// A running machine whose role has room in the budget.
+fn victim(world: &World, budget: &Budget, rng: &mut Rng) -> Option<String> {
+    let role = *rng.pick(&[Role::Master, Role::Chunkserver, Role::Client]);
+    let names = world.names(role);
+    let (up, away): (Vec<String>, Vec<String>) =
+        names.into_iter().partition(|name| world.power(name) == Power::Up);
+    (!up.is_empty() && away.len() < budget.most(role)).then(|| rng.pick(&up).clone())
+}
+
+fn one_down(
+    world: &World,
+    budget: &Budget,
+    rng: &mut Rng,
+    ms_max: u64,
+    power: bool,
+) -> Option<Strike> {
+    let node = victim(world, budget, rng)?;
+    let (back_ms, disks) = (rng.range(5, ms_max), world.disks(&node).len());
+    let at_once = disks == 0 || rng.chance(1, 2);
+    let inside = (!at_once).then(|| (rng.index(disks), rng.below(12)));
+    Some(Strike::Down { node, power, inside, back_ms })
+}
+
+/// A cut between two groups that together are everybody, neither empty.
+fn split(world: &World, rng: &mut Rng, both: bool) -> Option<Strike> {
+    let mut from = world.all_names();
+    rng.shuffle(&mut from);
+    let to = from.split_off(rng.range(1, from.len() as u64) as usize);
+    let nobody = from.is_empty() || to.is_empty();
+    (!nobody).then(|| Strike::Cut { from, to, both, ms: rng.range(20, 4_000) })
+}
+
+fn slow_disk(world: &World, rng: &mut Rng) -> Option<Strike> {
+    let node = rng.pick(&world.all_names()).clone();
+    let disks = world.disks(&node).len();
+    (disks > 0).then(|| Strike::SlowDisk {
+        node,
+        disk: rng.index(disks),
+        one_in: rng.range(1, 10) as u32,
+        most_ms: rng.range(5, 2_000),
+        ms: rng.range(100, 3_000),
+    })
+}
+
+/// Does it.
+fn perform(world: &Arc<World>, strike: Strike) {
+    match strike {
+        Strike::Down { node, power, inside: None, back_ms } => {
+            down(world, &node, power);
+            restart_later(world, node, back_ms);
         }
-        FaultKind::SlowDisk => slow_disk(world, rng),
+        Strike::Down { node, power, inside: Some((disk, changes)), back_ms } => {
+            down_inside(world, node, power, (disk, changes), back_ms);
+        }
+        Strike::Blackout { back_ms } => {
+            trace::say(Kind::Phase, "world", "blackout");
+            for (name, ms) in back_ms {
+                world.power_loss(&name);
+                restart_later(world, name, ms);
+            }
+        }
+        Strike::Pause { node, ms } => {
+            world.pause(&node);
+            let world = world.clone();
+            later(ms, async move { world.resume(&node) });
+        }
+        Strike::Cut { from, to, both, ms } => {
+            match both {
+                true => world.cut(&from, &to),
+                false => world.cut_one_way(&from, &to),
+            }
+            let world = world.clone();
+            later(ms, async move { world.join(&from, &to) });
+        }
+        Strike::Lag { least_ms, most_ms, ms } => {
+            trace::say(Kind::Lag, "net", &format!("messages take {least_ms}-{most_ms} ms"));
+            world.latency(Duration::from_millis(least_ms), Duration::from_millis(most_ms));
+            let world = world.clone();
+            later(ms, async move { world.usual_latency() });
+        }
+        Strike::ClockStep { node, by_ms } => world.step_clock(&node, by_ms),
+        Strike::SlowDisk { node, disk, one_in, most_ms, ms } => {
+            trace::say(Kind::Disk, &node, &format!("a disk takes up to {most_ms} ms"));
+            let disk = world.disks(&node)[disk].clone();
+            let ratio = Ratio::one_in(one_in);
+            disk.set_faults(|faults| (faults.slow, faults.slow_ms_max) = (ratio, most_ms));
+            later(ms, async move { disk.set_faults(|faults| faults.slow = Ratio::NEVER) });
+        }
     }
+}
+
+fn down(world: &World, node: &str, power: bool) {
+    match power {
+        true => world.power_loss(node),
+        false => world.kill(node),
+    }
+}
+
+/// Its disk answers nothing from one of the next changes on, then the machine is gone.
+fn down_inside(
+    world: &Arc<World>,
+    node: String,
+    power: bool,
+    (disk, changes): (usize, u64),
+    back_ms: u64,
+) {
+    let (world, disk) = (world.clone(), world.disks(&node)[disk].clone());
+    disk.die_after(changes);
+    tokio::spawn(async move {
+        for _ in 0..MID_CALL_MS {
+            if disk.is_dead() {
+                stats::count("fault: down inside a disk call");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        down(&world, &node, power);
+        disk.revive();
+        restart_later(&world, node, back_ms);
+    });
 }
 
 /// Does something after so many milliseconds.
@@ -105,115 +273,7 @@ where
     });
 }
 
-/// A running machine whose role has room in the budget.
-fn victim(world: &World, budget: &Budget, rng: &mut Rng) -> Option<String> {
-    let role = *rng.pick(&[Role::Master, Role::Chunkserver, Role::Client]);
-    let names = world.names(role);
-    let (up, away): (Vec<String>, Vec<String>) =
-        names.into_iter().partition(|name| world.power(name) == Power::Up);
-    (!up.is_empty() && away.len() < budget.most(role)).then(|| rng.pick(&up).clone())
-}
-
-fn one_down(
-    world: &Arc<World>,
-    budget: &Budget,
-    rng: &mut Rng,
-    ms_max: u64,
-    down: fn(&World, &str),
-) -> bool {
-    let Some(name) = victim(world, budget, rng) else { return false };
-    let (back, disks) = (rng.range(5, ms_max), world.disks(&name));
-    if disks.is_empty() || rng.chance(1, 2) {
-        down(world, &name);
-        restart_later(world, name, back);
-        return true;
-    }
-    // Inside a call: its disk answers nothing from one of the next changes on, then the machine is gone.
-    let disk = rng.pick(&disks).clone();
-    disk.die_after(rng.below(12));
-    let world = world.clone();
-    tokio::spawn(async move {
-        for _ in 0..MID_CALL_MS {
-            if disk.is_dead() {
-                stats::count("fault: down inside a disk call");
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        down(&world, &name);
-        disk.revive();
-        restart_later(&world, name, back);
-    });
-    true
-}
-
 fn restart_later(world: &Arc<World>, name: String, ms: u64) {
     let world = world.clone();
     later(ms, async move { world.restart(&name).await });
-}
-
-fn blackout(world: &Arc<World>, rng: &mut Rng) -> bool {
-    trace::line("world", "blackout");
-    for name in world.all_names() {
-        world.power_loss(&name);
-        restart_later(world, name, rng.range(50, 1_500));
-    }
-    true
-}
-
-fn pause(world: &Arc<World>, budget: &Budget, rng: &mut Rng) -> bool {
-    let Some(name) = victim(world, budget, rng) else { return false };
-    world.pause(&name);
-    let (world, ms) = (world.clone(), rng.range(5, 4_000));
-    later(ms, async move { world.resume(&name) });
-    true
-}
-
-/// Two groups that together are everybody, neither empty.
-fn split(world: &World, rng: &mut Rng) -> (Vec<String>, Vec<String>) {
-    let mut all = world.all_names();
-    rng.shuffle(&mut all);
-    let rest = all.split_off(rng.range(1, all.len() as u64) as usize);
-    (all, rest)
-}
-
-fn cut_for_a_while(
-    world: &Arc<World>,
-    rng: &mut Rng,
-    a: Vec<String>,
-    b: Vec<String>,
-    cut: impl Fn(&World, &[String], &[String]),
-) -> bool {
-    if a.is_empty() || b.is_empty() {
-        return false;
-    }
-    cut(world, &a, &b);
-    let (world, ms) = (world.clone(), rng.range(20, 4_000));
-    later(ms, async move { world.join(&a, &b) });
-    true
-}
-
-fn lag(world: &Arc<World>, rng: &mut Rng) -> bool {
-    let (least, most) = (rng.range(1, 50), rng.range(60, 500));
-    trace::line("net", &format!("messages take {least}-{most} ms"));
-    world.latency(Duration::from_millis(least), Duration::from_millis(most));
-    let (world, ms) = (world.clone(), rng.range(50, 2_000));
-    later(ms, async move { world.usual_latency() });
-    true
-}
-
-fn slow_disk(world: &Arc<World>, rng: &mut Rng) -> bool {
-    let name = rng.pick(&world.all_names()).clone();
-    let disks = world.disks(&name);
-    if disks.is_empty() {
-        return false;
-    }
-    let disk = rng.pick(&disks).clone();
-    let (ratio, most) = (Ratio::one_in(rng.range(1, 10) as u32), rng.range(5, 2_000));
-    trace::line(&name, &format!("a disk takes up to {most} ms"));
-    disk.set_faults(|faults| (faults.slow, faults.slow_ms_max) = (ratio, most));
-    later(rng.range(100, 3_000), async move {
-        disk.set_faults(|faults| faults.slow = Ratio::NEVER);
-    });
-    true
 }

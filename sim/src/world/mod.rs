@@ -13,7 +13,8 @@ pub use node::{NodeContext, NodeSpec, Power, Role, StartFn};
 pub use options::{FaultKind, Options};
 
 use crate::rng::Rng;
-use crate::{stats, trace};
+use crate::trace::Kind;
+use crate::{plan, stats, trace};
 use madsim::net::NetSim;
 use madsim::runtime::Handle;
 use node::Node;
@@ -23,6 +24,11 @@ use std::time::Duration;
 
 /// How long a machine stays silent between the end of its old tasks and its restart.
 const SETTLE: Duration = Duration::from_millis(2);
+
+/// Makes the simulated clocks the process's, for scenarios without machines.
+pub fn install_clocks() {
+    clocks::install();
+}
 
 /// The machines of one run.
 pub struct World {
@@ -39,9 +45,10 @@ impl World {
     /// An empty world. Call once, on the simulation's first task.
     pub fn new(options: Options) -> Arc<World> {
         clocks::install();
+        let options = plan::options(options);
         let rng = Rng::new(options.seed);
         let text = serde_json::to_string(&options).expect("options print");
-        trace::line("world", &format!("options {text}"));
+        trace::say(Kind::Phase, "world", &format!("options {text}"));
         let frames = Frames::install(rng.fork("frames"), options.net.clone());
         let nodes = Mutex::new(BTreeMap::new());
         let world = Arc::new(World { handle: Handle::current(), frames, rng, nodes, options });
@@ -115,7 +122,7 @@ impl World {
         if matches!(node.power(), Power::Down | Power::Off) {
             return;
         }
-        trace::line(name, "killed");
+        trace::say(Kind::Killed, name, "killed");
         node.fence();
         node.disks().iter().for_each(|disk| disk.crash());
         self.handle.resume(node.id());
@@ -131,7 +138,11 @@ impl World {
         }
         let unsynced = node.disks().iter().map(|disk| disk.unsynced());
         let (sectors, names) = unsynced.fold((0, 0), |all, disk| (all.0 + disk.0, all.1 + disk.1));
-        trace::line(name, &format!("loses power, un-synced: {sectors} sectors, {names} names"));
+        trace::say(
+            Kind::PowerLoss,
+            name,
+            &format!("loses power, un-synced: {sectors} sectors, {names} names"),
+        );
         node.fence();
         node.disks().iter().for_each(|disk| disk.power_loss());
         // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
@@ -163,7 +174,7 @@ impl World {
     pub fn pause(&self, name: &str) {
         let node = self.node(name);
         if node.power() == Power::Up {
-            trace::line(name, "stopped");
+            trace::say(Kind::Stopped, name, "stopped");
             self.handle.pause(node.id());
             node.set_power(Power::Paused);
         }
@@ -173,7 +184,7 @@ impl World {
     pub fn resume(&self, name: &str) {
         let node = self.node(name);
         if node.power() == Power::Paused {
-            trace::line(name, "continues");
+            trace::say(Kind::Continues, name, "continues");
             self.handle.resume(node.id());
             node.set_power(Power::Up);
         }
@@ -181,14 +192,15 @@ impl World {
 
     /// The node's wall clock jumps.
     pub fn step_clock(&self, name: &str, by_ms: i64) {
-        trace::line(name, &format!("wall clock jumps by {by_ms} ms"));
+        trace::say(Kind::Clock, name, &format!("wall clock jumps by {by_ms} ms"));
         clocks::step_wall(self.node(name).id(), by_ms);
     }
 
     /// Ends every fault: nothing happens to frames any more, links are whole, everything runs and disks are
     /// quick. Injectors must have ended.
     pub async fn heal(&self) {
-        trace::line("world", "heals");
+        trace::say(Kind::Phase, "world", "heals");
+        plan::healed();
         self.frames.quiet();
         self.join_all();
         self.usual_latency();

@@ -1,27 +1,27 @@
 //! The network between machines: cuts in both directions or one, and latency.
 
 use super::World;
-use crate::trace;
+use crate::trace::{self, Kind};
 use madsim::net::NetSim;
 use std::time::Duration;
 
 impl World {
     /// Cuts every link from a machine of `from` to one of `to`; frames wait until it is mended.
     pub fn cut_one_way(&self, from: &[String], to: &[String]) {
-        trace::line("net", &format!("cut {} -> {}", from.join(","), to.join(",")));
+        trace::say(Kind::Cut, "net", &format!("cut {} -> {}", from.join(","), to.join(",")));
         self.links(from, to, |net, a, b| net.clog_link(a, b));
     }
 
     /// Cuts every link between the two groups.
     pub fn cut(&self, a: &[String], b: &[String]) {
-        trace::line("net", &format!("cut {} <> {}", a.join(","), b.join(",")));
+        trace::say(Kind::Cut, "net", &format!("cut {} <> {}", a.join(","), b.join(",")));
         self.links(a, b, |net, a, b| net.clog_link(a, b));
         self.links(b, a, |net, a, b| net.clog_link(a, b));
     }
 
     /// Mends every link between the two groups.
     pub fn join(&self, a: &[String], b: &[String]) {
-        trace::line("net", &format!("mended {} <> {}", a.join(","), b.join(",")));
+        trace::say(Kind::Mended, "net", &format!("mended {} <> {}", a.join(","), b.join(",")));
         self.links(a, b, |net, a, b| net.unclog_link(a, b));
         self.links(b, a, |net, a, b| net.unclog_link(a, b));
     }
@@ -53,6 +53,7 @@ impl World {
 
     /// Messages take what the options say.
     pub fn usual_latency(&self) {
+        trace::say(Kind::Lag, "net", "messages take what is usual");
         let net = &self.options.net;
         let (least, most) = (net.latency_us_min, net.latency_us_max.max(net.latency_us_min + 1));
         self.latency(Duration::from_micros(least), Duration::from_micros(most));

@@ -2,7 +2,8 @@
 
 use super::World;
 use crate::disk::{Event, SimDisk};
-use crate::trace;
+use crate::plan;
+use crate::trace::{self, Kind};
 use madsim::runtime::Handle;
 use madsim::task::NodeId;
 use mooseng::checksum::crc32c;
@@ -76,6 +77,16 @@ impl NodeContext {
         trace::line(&self.name, text);
     }
 
+    /// Asked before each operation of a client's program: whether the run's plan leaves it out.
+    pub fn skips(&self) -> bool {
+        plan::skips(&self.name)
+    }
+
+    /// An operation that began at `since_ns` of [`trace::now_ns`] has ended.
+    pub fn did(&self, since_ns: u64, what: &str, outcome: &str) {
+        trace::operation(&self.name, since_ns, &format!("{what}: {outcome}"));
+    }
+
     /// A callback that ends this process, as abort(3) does.
     pub fn aborts(&self) -> Arc<dyn Fn(String) + Send + Sync> {
         let (name, world, incarnation) = (self.name.clone(), self.world.clone(), self.incarnation);
@@ -119,13 +130,13 @@ impl Shared {
         let NodeSpec { name, ip, disks, .. } = &self.spec;
         disks.iter().for_each(|disk| disk.fence(incarnation));
         let disks = disks.iter().map(|disk| disk.handle(incarnation)).collect();
-        trace::line(name, &format!("starts, incarnation {incarnation}"));
+        trace::say(Kind::Starts, name, &format!("starts, incarnation {incarnation}"));
         let world = self.world.clone();
         NodeContext { name: name.clone(), ip: *ip, incarnation, disks, world }
     }
 
     fn end(&self) {
-        trace::line(&self.spec.name, "process ends");
+        trace::say(Kind::Ends, &self.spec.name, "process ends");
         let mut state = self.state();
         for disk in &self.spec.disks {
             disk.fence(state.incarnation + 1);

@@ -1,5 +1,6 @@
 //! Drives the state machine as clients and a master would, through commands it builds itself.
 
+use crate::{Draw, FsOp, FsOut, Ino, ModelFs, OpGen, SplitMix, Stat, Weights};
 use bytes::Bytes;
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, LogIndex, Term};
@@ -13,7 +14,6 @@ use mooseng::pb::query::Query;
 use mooseng::pb::query_result::Result as Found;
 use mooseng::pb::{self, Extent, FileKind};
 use mooseng::tables::{Db, Read};
-use mooseng_proptests::{Draw, FsOp, FsOut, Ino, ModelFs, OpGen, SplitMix, Stat, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,0 +1,72 @@
+//! Subcommands about many runs.
+
+use mooseng_sim::harness::{Scenario, bank as harness_bank, campaign, files};
+use mooseng_sim::scenarios;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub fn sweep(
+    scenario: &Scenario,
+    seeds: Range<u64>,
+    dir: &Path,
+    keep_going: bool,
+) -> Result<i32, String> {
+    let state = campaign::sweep(scenario, seeds, dir, keep_going)?;
+    print!("{}", state.table(scenario.must_count));
+    if let Some((seed, failure)) = state.failures.iter().next() {
+        println!("first failure: seed {seed}: {}: {}", failure.oracle, failure.message);
+        return Ok(failure.kind.exit_code());
+    }
+    let never = |name: &&&str| state.counts.get(**name).is_none_or(|total| total.sum == 0);
+    let missing: Vec<&&str> = scenario.must_count.iter().filter(never).collect();
+    if missing.is_empty() {
+        return Ok(0);
+    }
+    println!("this sweep never saw {missing:?}: it proves less than it claims");
+    Ok(1)
+}
+
+/// The bug bank.
+#[derive(clap::Args)]
+pub struct BankArgs {
+    /// One detection for each bug instead of ten.
+    #[arg(long)]
+    quick: bool,
+    /// Only this bug.
+    #[arg(long)]
+    only: Option<String>,
+    /// Each hunt a second time with the library's own assertions off.
+    #[arg(long)]
+    no_asserts: bool,
+    /// Seeds after which a hunt gives up.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// Write the page with the table to this file.
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+pub fn bank(args: &BankArgs) -> Result<i32, String> {
+    let settings = harness_bank::Settings {
+        detections: if args.quick { 1 } else { 10 },
+        seeds_max: args.seeds,
+        without_asserts: args.no_asserts,
+        only: args.only.clone(),
+    };
+    let rows = harness_bank::run(scenarios::MUTANTS, &settings);
+    if rows.is_empty() {
+        return Err(format!("no planted bug is called {:?}", args.only.as_deref().unwrap_or("")));
+    }
+    print!("{}", harness_bank::table(&rows));
+    print!("\n{}", harness_bank::summary(&rows));
+    if let Some(path) = &args.write {
+        files::write(path, &harness_bank::page(&rows, &settings, scenarios::ABSENT))?;
+    }
+    // What the bank says is caught must be.
+    let broken = |row: &&harness_bank::Row| {
+        let mutant =
+            scenarios::MUTANTS.iter().find(|m| m.bug == row.bug && m.scenario == row.scenario);
+        mutant.is_some_and(|mutant| mutant.seeds > 0) && !row.good()
+    };
+    Ok(i32::from(rows.iter().any(|row| broken(&row))))
+}

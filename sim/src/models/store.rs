@@ -1,0 +1,312 @@
+//! The chunk store under random programs.
+//!
+//! | asserts | source |
+//! |---|---|
+//! | what a sync or a seal answers as durable is in the durable image at that moment (O13 of the store) | `inspect` of the image |
+//! | an append that was refused leaves nothing behind; one that was answered is read back with CRCs that match | a length beside each replica |
+//! | a seal ends a replica where it was asked to | the same |
+//! | a block is refused at any place but its own | another replica's id |
+//! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
+//! | after a failed sync nothing is acknowledged any more | injected EIO |
+//!
+//! It does not check rot, misdirected writes (their CRCs are the readers' business), nor several threads.
+
+use crate::disk::SimDisk;
+use crate::rng::Rng;
+use bytes::Bytes;
+use mooseng::checksum::block_crcs;
+use mooseng::ids::{ChunkId, Generation};
+use mooseng::limits::{BLOCK_BYTES, Limits};
+use mooseng::store::{Append, ReplicaId, Store, StoreError, assemble, inspect};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// What a run did, to see that it was not empty.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub appends: u64,
+    pub syncs: u64,
+    pub seals: u64,
+    pub deletes: u64,
+    pub kills: u64,
+    pub power_losses: u64,
+    pub failed_syncs: u64,
+    pub no_space: u64,
+    pub blocks: u64,
+}
+
+/// What is known about a replica.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    length: u64,
+    durable: u64,
+    sealed: bool,
+}
+
+struct Life {
+    disk: Arc<SimDisk>,
+    incarnation: u64,
+    store: Arc<Store>,
+    known: BTreeMap<ReplicaId, Known>,
+    rng: Rng,
+    report: Report,
+    next_chunk: u64,
+}
+
+/// Runs one program.
+pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
+    let disk = SimDisk::new("store", 64 << 20, seed);
+    let store = open(&disk, 1)?;
+    let mut life = Life {
+        disk,
+        incarnation: 1,
+        store,
+        known: BTreeMap::new(),
+        rng: Rng::new(seed).fork("program"),
+        report: Report::default(),
+        next_chunk: 1,
+    };
+    for step in 0..steps {
+        life.step().map_err(|error| format!("seed {seed}, step {step}: {error}"))?;
+    }
+    Ok(life.report)
+}
+
+fn open(disk: &Arc<SimDisk>, incarnation: u64) -> Result<Arc<Store>, String> {
+    disk.fence(incarnation);
+    let claimed = assemble(vec![disk.handle(incarnation)], None, &[]);
+    let claimed = claimed.map_err(|error| error.to_string())?.disks.swap_remove(0);
+    let store = Store::open(claimed, Arc::new(Limits::tiny()));
+    Ok(Arc::new(store.map_err(|error| error.to_string())?))
+}
+
+fn id_of(chunk: u64) -> ReplicaId {
+    // One in three is a shard of a k+m chunk.
+    let (shard, data_shards) = if chunk.is_multiple_of(3) { (2, 4) } else { (0, 1) };
+    ReplicaId { chunk: ChunkId(chunk), generation: Generation(7), shard, data_shards }
+}
+
+/// The bytes that belong at a place of a replica.
+fn fill(id: ReplicaId, offset: u64, len: usize) -> Bytes {
+    let byte = |at: u64| (at ^ (at >> 8) ^ (at >> 12) ^ id.chunk.0.wrapping_mul(31)) as u8;
+    (offset..offset + len as u64).map(byte).collect()
+}
+
+impl Life {
+    fn step(&mut self) -> Result<(), String> {
+        match self.rng.below(100) {
+            0..40 => self.append(),
+            40..58 => self.sync(),
+            58..64 => self.seal(),
+            64..68 => self.delete(),
+            68..78 => self.read(),
+            78..84 => self.misplace(),
+            84..88 => self.full_disk(),
+            88..92 => self.restart(false),
+            92..97 => self.restart(true),
+            _ => self.failing_sync(),
+        }
+    }
+
+    /// A replica that takes appends; a new one if there is none, or sometimes.
+    fn growing(&mut self) -> ReplicaId {
+        let open = |known: &Known| !known.sealed && known.length < 24 * BLOCK;
+        let ids: Vec<ReplicaId> =
+            self.known.iter().filter(|(_, known)| open(known)).map(|(id, _)| *id).collect();
+        if ids.is_empty() || self.rng.chance(1, 5) {
+            self.next_chunk += 1;
+            return id_of(self.next_chunk - 1);
+        }
+        *self.rng.pick(&ids)
+    }
+
+    fn any(&mut self) -> Option<(ReplicaId, Known)> {
+        let live = self.known.iter().filter(|(_, known)| known.length > 0);
+        let live: Vec<(ReplicaId, Known)> = live.map(|(id, known)| (*id, *known)).collect();
+        (!live.is_empty()).then(|| *self.rng.pick(&live))
+    }
+
+    fn append(&mut self) -> Result<(), String> {
+        let id = self.growing();
+        let at = self.known.get(&id).map_or(0, |known| known.length);
+        let len = self.rng.range(1, 6) as usize * BLOCK_BYTES;
+        let data = fill(id, at, len);
+        let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
+        let append = Append::checked(id, at, data, crcs, true);
+        let append = append.map_err(|error| format!("append {id}: {error}"))?;
+        match self.store.append(&append) {
+            Ok(length) if length == at + len as u64 => {
+                self.known.entry(id).or_default().length = length;
+                self.report.appends += 1;
+                Ok(())
+            }
+            Ok(length) => Err(format!("append {id} of {len} at {at}: answered {length}")),
+            Err(StoreError::NoSpace(_)) => {
+                self.report.no_space += 1;
+                self.refused(id, at)
+            }
+            Err(error) => Err(format!("append {id}: {error}")),
+        }
+    }
+
+    /// Nothing of a refused append may be seen.
+    fn refused(&self, id: ReplicaId, at: u64) -> Result<(), String> {
+        let length = self.store.status(id).map_or(0, |status| status.length);
+        if length != at {
+            return Err(format!("{id} has {length} bytes after an append at {at} was refused"));
+        }
+        match self.store.verify(id) {
+            Ok(bad) if !bad.is_empty() => Err(format!("{id}: bad blocks {bad:?}")),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        let Some((id, known)) = self.any() else { return Ok(()) };
+        let durable = self.store.sync(&[id]).swap_remove(0);
+        let durable = durable.map_err(|error| format!("sync {id}: {error}"))?;
+        if durable < known.length {
+            return Err(format!("sync {id}: {durable} of {} bytes", known.length));
+        }
+        self.report.syncs += 1;
+        self.promised(id, durable)
+    }
+
+    /// What was answered is durable now.
+    fn promised(&mut self, id: ReplicaId, durable: u64) -> Result<(), String> {
+        let image = inspect(&*self.disk.durable()).map_err(|error| error.to_string())?;
+        let found = image.iter().find(|(found, _)| *found == id).map_or(0, |(_, length)| *length);
+        if found < durable {
+            return Err(format!("{id}: {durable} bytes promised, {found} durable"));
+        }
+        self.known.entry(id).or_default().durable = durable;
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), String> {
+        let Some((id, known)) = self.any() else { return Ok(()) };
+        if known.sealed {
+            return Ok(());
+        }
+        let length = self.rng.range(1, known.length / BLOCK + 1) * BLOCK;
+        let sealed = self.store.seal(id, length).map_err(|error| format!("seal {id}: {error}"))?;
+        let status = self.store.status(id).ok_or_else(|| format!("{id} is gone when sealed"))?;
+        if (sealed, status.length, status.sealed) != (length, length, true) {
+            return Err(format!("{id} sealed at {length}: answered {sealed}, is {status:?}"));
+        }
+        self.report.seals += 1;
+        self.known.insert(id, Known { length, durable: length, sealed: true });
+        self.promised(id, length)
+    }
+
+    fn delete(&mut self) -> Result<(), String> {
+        let Some((id, _)) = self.any() else { return Ok(()) };
+        self.store.delete(&[id]).map_err(|error| format!("delete {id}: {error}"))?;
+        self.report.deletes += 1;
+        self.known.remove(&id);
+        match self.store.status(id) {
+            Some(status) => Err(format!("{id} is deleted and there: {status:?}")),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&mut self) -> Result<(), String> {
+        let Some((id, known)) = self.any() else { return Ok(()) };
+        self.check_bytes(id, known.length)
+    }
+
+    fn check_bytes(&mut self, id: ReplicaId, length: u64) -> Result<(), String> {
+        let blocks =
+            self.store.read(id, 0, length).map_err(|error| format!("read {id}: {error}"))?;
+        self.report.blocks += blocks.data.len() as u64 / BLOCK;
+        if blocks.data[..] != fill(id, 0, length as usize)[..] {
+            return Err(format!("{id}: other bytes than were appended"));
+        }
+        if blocks.crcs != block_crcs(id.chunk, id.crc_shard(), 0, &blocks.data) {
+            return Err(format!("{id}: CRCs do not match"));
+        }
+        Ok(())
+    }
+
+    /// A block with its CRC, brought to another place.
+    fn misplace(&mut self) -> Result<(), String> {
+        let Some((id, _)) = self.any() else { return Ok(()) };
+        let blocks = self.store.read(id, 0, 1).map_err(|error| format!("read {id}: {error}"))?;
+        let other = ReplicaId { chunk: ChunkId(id.chunk.0 + 3000), ..id };
+        let places = [(id, BLOCK), (other, 0), (other, 2 * BLOCK)];
+        let (to, offset) = *self.rng.pick(&places);
+        match Append::checked(to, offset, blocks.data, blocks.crcs, true) {
+            Ok(_) => Err(format!("the first block of {id} is taken for one of {to} at {offset}")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Another program fills the disk just now.
+    fn full_disk(&mut self) -> Result<(), String> {
+        self.disk.set_faults(|faults| faults.next_enospc = 1);
+        let done = self.append();
+        self.disk.set_faults(|faults| faults.next_enospc = 0);
+        done
+    }
+
+    fn restart(&mut self, power: bool) -> Result<(), String> {
+        self.incarnation += 1;
+        match power {
+            true => self.disk.power_loss(),
+            false => self.disk.crash(),
+        }
+        let counter = if power { &mut self.report.power_losses } else { &mut self.report.kills };
+        *counter += 1;
+        self.store = open(&self.disk, self.incarnation)?;
+        self.known.retain(|_, known| known.durable > 0 || known.length > 0);
+        let ids: Vec<ReplicaId> = self.known.keys().copied().collect();
+        for id in ids {
+            self.check_survivor(id)?;
+        }
+        let unknown = self.store.list(None, usize::MAX);
+        match unknown.iter().find(|status| !self.known.contains_key(&status.id)) {
+            Some(status) => Err(format!("{status:?} is back")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_survivor(&mut self, id: ReplicaId) -> Result<(), String> {
+        let known = self.known[&id];
+        let Some(status) = self.store.status(id) else {
+            self.known.remove(&id);
+            return if known.durable == 0 { Ok(()) } else { Err(format!("{id} is gone")) };
+        };
+        if status.length < known.durable || status.length > known.length || status.corrupt {
+            return Err(format!("{known:?} became {status:?}"));
+        }
+        if known.sealed && (status.length != known.length || !status.sealed) {
+            return Err(format!("sealed {known:?} became {status:?}"));
+        }
+        let (length, sealed) = (status.length, status.sealed);
+        self.known.insert(id, Known { length, durable: status.durable, sealed });
+        if length > 0 { self.check_bytes(id, length) } else { Ok(()) }
+    }
+
+    /// A failed sync ends the disk's use; what it promised before holds after the next start.
+    fn failing_sync(&mut self) -> Result<(), String> {
+        let Some((id, known)) = self.any() else { return Ok(()) };
+        if known.sealed || known.durable == known.length {
+            return Ok(());
+        }
+        self.disk.set_faults(|faults| faults.next_sync_eio = 1);
+        let synced = self.store.sync(&[id]).swap_remove(0);
+        self.disk.set_faults(|faults| faults.next_sync_eio = 0);
+        self.report.failed_syncs += 1;
+        match synced {
+            Ok(durable) => {
+                self.promised(id, durable)?;
+                Err(format!("a failed sync of {id} was answered with {durable}"))
+            }
+            Err(_) if !self.store.failed() => Err("a disk that failed is still in use".to_owned()),
+            Err(_) => self.restart(true),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The faults and the workload of a run as one list. A run draws them from its seed and writes them down here;
+//! a run that is given a plan carries it out instead of drawing. A whole plan, carried out, is the same run
+//! again, event for event; a part of it is a smaller one.
+//!
+//! One process runs one seed, so this state is the process's.
+
+mod frames;
+mod strikes;
+
+pub use frames::{Fate, FrameFault, FrameKey};
+pub use strikes::{Planned, Strike};
+
+use crate::world::Options;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Everything that a seed decided from the outside of the code under test.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What the run chose at its start; `None` if it has no world.
+    pub options: Option<Options>,
+    /// The injector's steps, in order.
+    pub strikes: Vec<Planned>,
+    /// What happened to single frames and to the handlers of single requests.
+    pub frames: Vec<FrameFault>,
+    /// By client: which of its operations it performs until the world heals, the others it skips.
+    pub programs: BTreeMap<String, Range<u64>>,
+}
+
+impl Plan {
+    /// Strikes, frame faults and operations in it.
+    pub fn size(&self) -> (usize, usize, u64) {
+        let strikes = self.strikes.iter().filter(|planned| planned.strike.is_some()).count();
+        let operations = self.programs.values().map(|range| range.end - range.start).sum();
+        (strikes, self.frames.len(), operations)
+    }
+}
+
+#[derive(Default)]
+struct State {
+    given: Option<Plan>,
+    recorded: Plan,
+    /// How often each key of a frame was seen.
+    frames_seen: BTreeMap<FrameKey, u64>,
+    /// The given plan's frame faults.
+    fates: BTreeMap<(FrameKey, u64), Fate>,
+    healed: bool,
+}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+/// The process's plan.
+struct Guard(MutexGuard<'static, Option<State>>);
+
+impl Guard {
+    fn state(&mut self) -> &mut State {
+        self.0.get_or_insert_with(State::default)
+    }
+}
+
+fn lock() -> Guard {
+    Guard(STATE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Carries out this plan instead of drawing; call before the run begins.
+pub fn give(plan: Plan) {
+    let mut guard = lock();
+    let state = guard.state();
+    let fates = plan.frames.iter().map(|fault| ((fault.frame.clone(), fault.nth), fault.fate));
+    state.fates = fates.collect();
+    state.given = Some(plan);
+}
+
+/// The options to run with: the given plan's, or those drawn.
+pub fn options(drawn: Options) -> Options {
+    let mut guard = lock();
+    let state = guard.state();
+    let options = state.given.as_ref().and_then(|plan| plan.options.clone()).unwrap_or(drawn);
+    state.recorded.options = Some(options.clone());
+    options
+}
+
+/// The steps of the given plan.
+pub fn given_strikes() -> Option<Vec<Planned>> {
+    lock().state().given.as_ref().map(|plan| plan.strikes.clone())
+}
+
+/// Writes a step of the injector down.
+pub fn record_strike(planned: Planned) {
+    lock().state().recorded.strikes.push(planned);
+}
+
+/// What happens to a frame of this key: as the given plan says, or as `draw` does.
+pub fn frame_fate(key: FrameKey, draw: impl FnOnce() -> Option<Fate>) -> Option<Fate> {
+    let mut guard = lock();
+    let state = guard.state();
+    let seen = state.frames_seen.entry(key.clone()).or_default();
+    *seen += 1;
+    let nth = *seen;
+    let at = (key, nth);
+    let fate = match state.given {
+        Some(_) => state.fates.get(&at).copied(),
+        None => draw(),
+    }?;
+    state.recorded.frames.push(FrameFault { frame: at.0, nth, fate });
+    Some(fate)
+}
+
+/// A client is about to begin an operation: whether it must leave it out.
+pub fn skips(client: &str) -> bool {
+    let mut guard = lock();
+    let state = guard.state();
+    if state.healed {
+        return false;
+    }
+    let begun = state.recorded.programs.entry(client.to_owned()).or_insert(0..0);
+    begun.end += 1;
+    let number = begun.end - 1;
+    let Some(given) = &state.given else { return false };
+    !given.programs.get(client).is_some_and(|range| range.contains(&number))
+}
+
+/// The faults are over: from now on nothing is skipped.
+pub fn healed() {
+    lock().state().healed = true;
+}
+
+/// What has been drawn or carried out so far.
+pub fn recorded() -> Plan {
+    lock().state().recorded.clone()
+}

@@ -1,0 +1,43 @@
+//! The chunk store under random programs, on a disk that loses power, fails and fills up (O8). What is
+//! checked, and what not, says [`crate::models::store`].
+
+use crate::failure::violation;
+use crate::harness::Scenario;
+use crate::models::store::run_program;
+use crate::stats;
+use std::time::Duration;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "store_model",
+    about: "the chunk store on a disk that loses power, fails and fills up",
+    seeds: 20,
+    limit: Duration::from_secs(60),
+    must_count: &[
+        stats::OPERATIONS,
+        stats::FSYNCS,
+        "seals",
+        "deletes",
+        "kills",
+        "power losses",
+        "failed syncs",
+        "appends refused for space",
+        "blocks read",
+    ],
+    run: |seed| Box::pin(run(seed)),
+};
+
+async fn run(seed: u64) {
+    for number in 0..8 {
+        let report = run_program(seed * 1000 + number, 60);
+        let report = report.unwrap_or_else(|error| violation("O8", error));
+        stats::add(stats::OPERATIONS, report.appends);
+        stats::add(stats::FSYNCS, report.syncs);
+        stats::add("seals", report.seals);
+        stats::add("deletes", report.deletes);
+        stats::add("kills", report.kills);
+        stats::add("power losses", report.power_losses);
+        stats::add("failed syncs", report.failed_syncs);
+        stats::add("appends refused for space", report.no_space);
+        stats::add("blocks read", report.blocks);
+    }
+}

@@ -1,0 +1,151 @@
+//! The program `mooseng-sim` as a person uses it: exit codes, resumed sweeps, minimised failures that replay,
+//! the bank, and the page of a timeline.
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the test starts the program and reads the files it writes"
+)]
+
+use mooseng_sim::harness::Recipe;
+use mooseng_sim::harness::campaign::State;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A directory of its own for each test, gone afterwards.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Dir {
+        let path = std::env::temp_dir().join(format!("mooseng-sim-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory");
+        Dir(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Exit code and output.
+fn program(args: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_mooseng-sim"))
+        .args(args)
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code().expect("an exit code"), text)
+}
+
+fn state(dir: &Dir) -> State {
+    let text = std::fs::read_to_string(dir.0.join("journal/state.json")).expect("a state");
+    serde_json::from_str(&text).expect("a state")
+}
+
+#[test]
+fn exit_codes_tell_what_went_wrong() {
+    let (code, text) = program(&["run", "journal", "--seed", "2"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("starts, incarnation 1") && text.contains("hash"), "{text}");
+    let (code, text) = program(&["run", "journal", "--seed", "1", "--bug", "NOSYNC", "--quiet"]);
+    assert_eq!(code, 12, "{text}");
+    assert!(!text.contains("starts, incarnation 1") && text.contains("Correctness"), "{text}");
+    assert_eq!(program(&["run", "nothing"]).0, 2);
+    assert_eq!(program(&["sweep", "journal", "--seeds", "3..3", "--state", "/nowhere"]).0, 2);
+}
+
+#[test]
+fn a_sweep_goes_on_where_it_ended() {
+    let dir = Dir::new("sweep");
+    let sweep = |seeds: &str| {
+        let args = ["sweep", "journal", "--seeds", seeds, "--state", &dir.0.display().to_string()];
+        let (code, text) = program(&args);
+        // So few seeds may lack a kind of fault; nothing may fail.
+        assert!(code == 0 || code == 1, "{code}: {text}");
+        state(&dir)
+    };
+    let first = sweep("1..5");
+    assert_eq!(first.done, [1..5]);
+    assert!(first.simulated_ms > 0 && first.counts["operations"].seeds == 4, "{first:?}");
+    assert_eq!(sweep("1..5"), first, "nothing is run twice");
+    let more = sweep("3..8");
+    assert_eq!((more.done.as_slice(), more.seeds()), ([1..8].as_slice(), 7));
+    assert!(more.counts["operations"].sum > first.counts["operations"].sum);
+}
+
+#[test]
+fn a_failure_is_minimised_and_replays() {
+    let dir = Dir::new("minimise");
+    let file = dir.file("small.json");
+    let which = ["journal", "--seed", "1", "--bug", "NOSYNC", "--runs", "60", "-o", &file];
+    let (code, text) = program(&[&["minimise"], &which[..]].concat());
+    assert_eq!(code, 12, "{text}");
+    assert!(text.contains(&format!("mooseng-sim replay {file}")), "{text}");
+    let recipe = Recipe::load(Path::new(&file)).expect("a recipe");
+    let (strikes, _, operations) = recipe.job.plan.as_ref().expect("a plan").size();
+    assert!(strikes <= 2 && operations > 0, "{strikes} strikes, {operations} operations: {text}");
+    let (code, text) = program(&["replay", &file, "--times", "4"]);
+    assert_eq!(code, 12, "{text}");
+    assert!(text.contains("4 runs, all as the file says"), "{text}");
+}
+
+/// What was drawn, written down and carried out, is the same run.
+#[test]
+fn a_whole_plan_is_the_same_run() {
+    let dir = Dir::new("plan");
+    for (scenario, seed) in [("raft_chaos", "3"), ("cluster_chaos", "5"), ("journal", "4")] {
+        let file = dir.file("drawn.json");
+        let args = ["run", scenario, "--seed", seed, "--quiet", "--save", &file];
+        let (code, text) = program(&args);
+        assert_eq!(code, 0, "{text}");
+        let plan = Recipe::load(Path::new(&file)).expect("a recipe").job.plan.expect("a plan");
+        assert!(plan.size().2 > 10, "operations were counted: {:?}", plan.size());
+        let (code, text) = program(&["replay", &file, "--quiet"]);
+        assert_eq!(code, 0, "{text}");
+        assert!(!text.contains("the file says"), "{scenario} {seed}: {text}");
+    }
+}
+
+#[test]
+fn the_bank_prints_and_writes_its_table() {
+    let dir = Dir::new("bank");
+    let file = dir.file("BANK.md");
+    let (code, text) = program(&["bank", "--quick", "--only", "NOSYNC", "--write", &file]);
+    assert_eq!(code, 0, "{text}");
+    let page = std::fs::read_to_string(&file).expect("a page");
+    assert!(page.contains("| NOSYNC |") && page.contains("1/1"), "{page}");
+    assert_eq!(program(&["bank", "--only", "M99"]).0, 2);
+}
+
+/// With `MOOSENG_BROWSER=chromium` the page is opened as well, and what its script made of it is read.
+#[test]
+fn a_timeline_shows_machines_and_the_broken_promise() {
+    let dir = Dir::new("timeline");
+    let file = dir.file("timeline.html");
+    let which = ["timeline", "raft_chaos", "--seed", "1", "--bug", "M39", "-o", &file];
+    let (code, text) = program(&which);
+    assert_eq!(code, 12, "{text}");
+    let page = std::fs::read_to_string(&file).expect("a page");
+    for part in ["\"node\":\"m1\"", "\"kind\":\"operation\"", "\"kind\":\"broken\"", "<canvas"] {
+        assert!(page.contains(part), "{part}");
+    }
+    let Ok(browser) = std::env::var("MOOSENG_BROWSER") else {
+        println!("MOOSENG_BROWSER is not set: the page was not opened");
+        return;
+    };
+    let output = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
+        .arg(format!("file://{file}"))
+        .output()
+        .expect("the browser starts");
+    let dom = String::from_utf8_lossy(&output.stdout);
+    assert!(dom.contains("raft_chaos, seed 1, planted bug M39</title>"), "the script ran");
+    assert!(dom.matches("<tr").count() > 20, "the log is filled");
+    assert!(dom.contains("class=\"broken\""), "the broken promise is marked");
+}
