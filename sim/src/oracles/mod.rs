@@ -8,6 +8,40 @@
 //! | O13 | what a frame promises is durable when it leaves | `persist`, `persist_chunks` |
 
 pub mod ledger;
+pub mod linear;
 pub mod persist;
 pub mod persist_chunks;
 pub mod state_hash;
+
+use mooseng::raft::Applied;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// An oracle that sees what state machines take in.
+pub trait Applies: Send + Sync {
+    /// The machine `node` has applied an entry or installed a snapshot.
+    fn applied(&self, node: &str, applied: &Applied<'_>);
+}
+
+/// Those that watch one group of masters: O4, and whatever a scenario adds.
+#[derive(Clone)]
+pub struct Appliers(Arc<Mutex<Vec<Arc<dyn Applies>>>>);
+
+impl Default for Appliers {
+    fn default() -> Appliers {
+        Appliers(Arc::new(Mutex::new(vec![Arc::new(state_hash::StateHash::default())])))
+    }
+}
+
+impl Appliers {
+    /// One more.
+    pub fn add(&self, oracle: Arc<dyn Applies>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(oracle);
+    }
+}
+
+impl Applies for Appliers {
+    fn applied(&self, node: &str, applied: &Applied<'_>) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.iter().for_each(|oracle| oracle.applied(node, applied));
+    }
+}
