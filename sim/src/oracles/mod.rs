@@ -2,6 +2,7 @@
 //!
 //! | oracle | property | file |
 //! |---|---|---|
+//! | O1 | the namespace is linearizable | `namespace`, `linear` |
 //! | O2, O3 | what was written is what is read; what was synced is never lost | `ledger` |
 //! | O4 | one state hash per applied index, on all masters and through restarts | `state_hash` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
@@ -9,6 +10,7 @@
 
 pub mod ledger;
 pub mod linear;
+pub mod namespace;
 pub mod persist;
 pub mod persist_chunks;
 pub mod state_hash;

@@ -4,6 +4,7 @@ mod cluster_chaos;
 mod disk_model;
 mod failover;
 mod journal;
+mod namespace_chaos;
 mod raft_chaos;
 mod tables_model;
 
@@ -16,6 +17,7 @@ pub const ALL: &[Scenario] = &[
     raft_chaos::SCENARIO,
     cluster_chaos::SCENARIO,
     failover::SCENARIO,
+    namespace_chaos::SCENARIO,
     tables_model::SCENARIO,
 ];
 
@@ -47,6 +49,30 @@ pub const MUTANTS: &[Mutant] = &[
         seeds: 6,
     },
     Mutant { bug: "M39", about: "retry applied twice", scenario: "raft_chaos", seeds: 20 },
+    Mutant {
+        bug: "M16",
+        about: "deposed leader serves a local read",
+        scenario: "namespace_chaos",
+        seeds: 20,
+    },
+    Mutant {
+        bug: "M44",
+        about: "rename into its own subtree",
+        scenario: "namespace_chaos",
+        seeds: 20,
+    },
+    Mutant {
+        bug: "M45",
+        about: "readdir cookie skips or repeats",
+        scenario: "namespace_chaos",
+        seeds: 20,
+    },
+    Mutant {
+        bug: "M47",
+        about: "unlinked open file collected early",
+        scenario: "namespace_chaos",
+        seeds: 20,
+    },
 ];
 
 /// The scenario of this name.
