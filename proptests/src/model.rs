@@ -111,6 +111,15 @@ impl ModelFs {
         }
     }
 
+    /// A client holds an inode of any kind open, by a fresh handle.
+    pub fn hold(&mut self, client: usize, ino: Ino) -> Result<u64, Errno> {
+        self.node_mut(ino)?.opens += 1;
+        let handle = self.next_handle;
+        self.handles.insert(handle, (client, ino));
+        self.next_handle += 1;
+        Ok(handle)
+    }
+
     // ---- looking around, for generators and comparisons ----
 
     /// Every inode, by number.

@@ -40,7 +40,7 @@ pub struct MasterConfig {
     pub limits: Arc<Limits>,
     /// Called once when this master can not go on (its log or tables failed); the process must end.
     pub fatal: FatalHook,
-    /// Told of every applied index and the state hash after it (simulations).
+    /// Told of everything applied (simulations).
     pub observe: Option<Observe>,
 }
 

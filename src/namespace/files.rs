@@ -201,7 +201,8 @@ impl State<'_> {
         if op.mtime_now {
             attr.mtime_ns = self.now;
         }
-        if op.kill_priv {
+        // A directory's setgid is no privilege: what is made in it inherits the group.
+        if op.kill_priv && !inode.is_dir() {
             self.kill_privileges(&mut inode)?;
         }
         inode.changed(self.now);

@@ -54,8 +54,32 @@ impl Machine for Namespace {
     }
 }
 
-/// Told the log index and the state hash after each entry applied and each snapshot installed.
-pub type Observe = Arc<dyn Fn(LogIndex, u64) + Send + Sync>;
+/// What a state machine has just taken in.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied<'a> {
+    /// Term of the entry, or of the last one that the snapshot covers.
+    pub term: Term,
+    /// Its index.
+    pub index: LogIndex,
+    /// The state hash after it.
+    pub hash: u64,
+    /// What it was.
+    pub what: Taken<'a>,
+}
+
+/// Kinds of what a state machine takes in.
+#[derive(Clone, Copy, Debug)]
+pub enum Taken<'a> {
+    /// A command, and how its proposals came out.
+    Command(&'a pb::Command, &'a [pb::Outcome]),
+    /// An entry that changes no table.
+    Other,
+    /// A snapshot in place of all entries up to the index.
+    Snapshot,
+}
+
+/// Told of each entry applied and each snapshot installed.
+pub type Observe = Arc<dyn Fn(&Applied<'_>) + Send + Sync>;
 
 /// The data of a snapshot.
 pub enum SnapshotBody {
@@ -141,9 +165,10 @@ impl<M: Machine> Shared<M> {
         self.checkpointed.send_replace(None);
     }
 
-    fn observe(&self, inner: &Inner<M>) {
+    fn observe(&self, inner: &Inner<M>, what: Taken<'_>) {
         if let (Some(observe), Some(last)) = (&self.observe, &inner.last) {
-            observe(LogIndex(last.index + 1), inner.machine.db().hash());
+            let (term, index) = (Term(last.leader_id.term), LogIndex(last.index + 1));
+            observe(&Applied { term, index, hash: inner.machine.db().hash(), what });
         }
     }
 
@@ -152,7 +177,7 @@ impl<M: Machine> Shared<M> {
         let mut results = Vec::with_capacity(entries.len());
         for entry in entries {
             let mut outcomes = Vec::new();
-            match entry.payload {
+            match &entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(command) => {
                     let term = Term(entry.log_id.leader_id.term);
@@ -164,11 +189,15 @@ impl<M: Machine> Shared<M> {
                     self.operations.fetch_add(operations(&command.command), Ordering::Relaxed);
                 }
                 EntryPayload::Membership(membership) => {
-                    inner.members = StoredMembership::new(Some(entry.log_id), membership);
+                    inner.members = StoredMembership::new(Some(entry.log_id), membership.clone());
                 }
             }
             inner.last = Some(entry.log_id);
-            self.observe(&inner);
+            let taken = match &entry.payload {
+                EntryPayload::Normal(command) => Taken::Command(&command.command, &outcomes),
+                EntryPayload::Blank | EntryPayload::Membership(_) => Taken::Other,
+            };
+            self.observe(&inner, taken);
             results.push(outcomes);
         }
         if inner.machine.db().overlay_bytes() >= self.overlay_bytes_checkpoint {
@@ -294,7 +323,7 @@ impl<M: Machine> Applier<M> {
                 inner.members = members.clone();
             }
             self.shared.set_durable(&mut inner, last, members);
-            self.shared.observe(&inner);
+            self.shared.observe(&inner, Taken::Snapshot);
             garbage
         };
         discard(garbage).await;

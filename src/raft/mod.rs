@@ -16,7 +16,7 @@ mod tests;
 mod types;
 
 pub use self::core::FatalHook;
-pub use machine::{Machine, Observe};
+pub use machine::{Applied, Machine, Observe, Taken};
 pub use members::{Member, join};
 pub use propose::Done;
 

@@ -3,7 +3,7 @@
 use super::{CLUSTER, MASTER_PORT, chunkserver_ip, client_ip, master_addresses, master_ip};
 use crate::disk::SimDisk;
 use crate::failure::stuck;
-use crate::oracles::state_hash::StateHash;
+use crate::oracles::{Appliers, Applies};
 use crate::trace;
 use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
@@ -28,7 +28,8 @@ const DISK_BYTES: u64 = 256 << 20;
 #[derive(Clone, Default)]
 pub struct Cluster {
     masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
-    hashes: StateHash,
+    /// Oracles that see what the masters apply.
+    pub appliers: Appliers,
 }
 
 impl Cluster {
@@ -89,7 +90,7 @@ impl Cluster {
             let layout = Layout::new(options.data, options.parity).map_err(|e| text(&e))?;
             master::format(&disk, CLUSTER, layout, &limits).map_err(|e| text(&e))?;
         }
-        let (name, hashes) = (context.name.clone(), self.hashes.clone());
+        let (name, appliers) = (context.name.clone(), self.appliers.clone());
         let aborts = context.aborts();
         let config = MasterConfig {
             listen: format!("{}:{MASTER_PORT}", context.ip),
@@ -98,7 +99,7 @@ impl Cluster {
             join: master_addresses(options.masters),
             limits,
             fatal: Arc::new(move |why: &str| aborts(why.to_owned())),
-            observe: Some(Arc::new(move |index, hash| hashes.applied(&name, index.0, hash))),
+            observe: Some(Arc::new(move |applied| appliers.applied(&name, applied))),
         };
         let master = Master::start(config, disk).await.map_err(|e| text(&e))?;
         let raft = master.raft().clone();

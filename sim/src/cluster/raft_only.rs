@@ -4,7 +4,7 @@
 use super::{CLUSTER, MASTER_PORT, master_addresses, master_ip};
 use crate::disk::SimDisk;
 use crate::failure::stuck;
-use crate::oracles::state_hash::StateHash;
+use crate::oracles::{Appliers, Applies};
 use crate::trace;
 use crate::world::{NodeContext, NodeSpec, Role, World};
 use mooseng::ids::{NodeId, Uuid};
@@ -27,7 +27,8 @@ use std::time::Duration;
 #[derive(Clone, Default)]
 pub struct Masters {
     running: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
-    hashes: StateHash,
+    /// Oracles that see what the masters apply.
+    pub appliers: Appliers,
 }
 
 impl Masters {
@@ -108,7 +109,7 @@ impl Masters {
         };
         let pool = Pool::new(me(node), config.limits.clone());
         let aborts = context.aborts();
-        let (name, hashes) = (context.name.clone(), self.hashes.clone());
+        let (name, appliers) = (context.name.clone(), self.appliers.clone());
         if config.number == 1 && known == 0 {
             raft::prepare(&disk, &config.limits).map_err(|error| error.to_string())?;
         }
@@ -122,7 +123,7 @@ impl Masters {
                 disk: disk.clone(),
                 bootstrap: config.number == 1 && known == 0,
                 fatal: Arc::new(move |why: &str| aborts(why.to_owned())),
-                observe: Some(Arc::new(move |index, hash| hashes.applied(&name, index.0, hash))),
+                observe: Some(Arc::new(move |applied| appliers.applied(&name, applied))),
             },
             pool,
         );

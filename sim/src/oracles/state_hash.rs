@@ -4,8 +4,10 @@
 //! Not checked: that this state is the right one; that the hash covers what is on disk (checkpoints are read
 //! back at restarts only).
 
+use super::Applies;
 use crate::failure::violation;
 use crate::stats;
+use mooseng::raft::Applied;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,8 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct StateHash(Arc<Mutex<BTreeMap<u64, (u64, String)>>>);
 
 impl StateHash {
-    /// `node` has applied everything up to `index` and its state hashes to `hash`.
-    pub fn applied(&self, node: &str, index: u64, hash: u64) {
+    fn reached(&self, node: &str, index: u64, hash: u64) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, by) = seen.entry(index).or_insert_with(|| (hash, node.to_owned())).clone();
         drop(seen);
@@ -32,5 +33,11 @@ impl StateHash {
     pub fn highest(&self) -> u64 {
         let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.keys().next_back().copied().unwrap_or(0)
+    }
+}
+
+impl Applies for StateHash {
+    fn applied(&self, node: &str, applied: &Applied<'_>) {
+        self.reached(node, applied.index.0, applied.hash);
     }
 }

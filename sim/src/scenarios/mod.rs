@@ -5,6 +5,7 @@ mod disk_model;
 mod failover;
 mod journal;
 mod mutants;
+mod namespace_chaos;
 mod namespace_model;
 mod raft_chaos;
 mod store_model;
@@ -20,6 +21,7 @@ pub const ALL: &[Scenario] = &[
     raft_chaos::SCENARIO,
     cluster_chaos::SCENARIO,
     failover::SCENARIO,
+    namespace_chaos::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,

@@ -20,6 +20,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M14", "stale membership after a snapshot", "raft_chaos", 20),
     Mutant::caught("M15", "log purged beyond the durable checkpoint", "raft_chaos", 20),
     Mutant::caught("M16", "a deposed leader serves a local read", "cluster_chaos", 20),
+    Mutant::caught("M16", "a deposed leader serves a local read", "namespace_chaos", 20),
     Mutant::caught("M18", "reads served before the log is applied again", "cluster_chaos", 20),
     Mutant::caught("M19", "the clock inside apply", "raft_chaos", 20),
     Mutant::caught("M19", "the clock inside apply", "namespace_model", 20),
@@ -47,9 +48,12 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M40", "replies missing from the snapshot", "raft_chaos", 20),
     Mutant::caught("M43", "rename in two steps, the second never comes", "namespace_model", 20),
     Mutant::caught("M44", "rename into its own subtree", "namespace_model", 20),
+    Mutant::caught("M44", "rename into its own subtree", "namespace_chaos", 20),
     Mutant::caught("M45", "readdir cookie repeats", "namespace_model", 20),
+    Mutant::caught("M45", "readdir cookie repeats", "namespace_chaos", 20),
     Mutant::caught("M46", "O_APPEND at a cached size", "cluster_chaos", 20),
     Mutant::caught("M47", "unlinked open file collected early", "namespace_model", 20),
+    Mutant::caught("M47", "unlinked open file collected early", "namespace_chaos", 20),
 ];
 
 /// Those without, and why.

@@ -197,6 +197,16 @@ fn owners_modes_and_privileges() {
 }
 
 #[test]
+fn a_directory_keeps_its_setgid_when_privileges_go() {
+    let mut rig = Rig::production();
+    let dir = rig.mkdir(ROOT, "d");
+    let set = pb::SetattrOp { inode: dir, mode: Some(0o2775), ..Default::default() };
+    rig.op(Op::Setattr(set)).unwrap();
+    let kill = pb::SetattrOp { inode: dir, kill_priv: true, ..Default::default() };
+    assert_eq!(rig.op(Op::Setattr(kill)).unwrap().attr.unwrap().mode, 0o2775);
+}
+
+#[test]
 fn times_are_set_or_taken_from_the_command() {
     let mut rig = Rig::production();
     let f = rig.file(ROOT, "f");

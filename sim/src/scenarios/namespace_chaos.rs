@@ -1,0 +1,297 @@
+//! Clients change and read one small namespace all at once, names and inodes drawn from a tiny alphabet, while
+//! masters and clients crash, lose power (all at once too) and the network splits and loses frames.
+//!
+//! Checked: O1 (every answer that reaches a client is the model's, in an order that real time allows), O4,
+//! O12, O13 (log, votes), O10, and after healing O7. Not checked: file data.
+
+use crate::cluster::full::{Cluster, connect, mount};
+use crate::failure::{stuck, violation};
+use crate::harness::Scenario;
+use crate::oracles::namespace::Namespace;
+use crate::oracles::persist::Persist;
+use crate::rng::Rng;
+use crate::stats;
+use crate::trace;
+use crate::world::inject::{Budget, chaos};
+use crate::world::{NodeContext, Options, Role, World};
+use mooseng::client::{Client, Handle, NewFile, NewNode, SetAttr, SetTime};
+use mooseng::errno::Errno;
+use mooseng::ids::{InodeId, ROOT};
+use mooseng::namespace;
+use mooseng::pb::FileKind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "namespace_chaos",
+    about: "clients race in one small namespace through kills, power losses and partitions",
+    seeds: 24,
+    limit: Duration::from_secs(600),
+    must_count: &[
+        stats::OPERATIONS,
+        "states compared",
+        "O1 changes checked",
+        "O1 changes nobody heard of",
+        "O1 reads checked",
+        "O1 repeated operations",
+        "O13 votes checked",
+        "O13 commits checked",
+        "fault: kill",
+        "fault: power loss",
+        "fault: blackout",
+        "fault: pause",
+        "fault: partition",
+        "fault: one-way cut",
+        "fault: isolation",
+        "fault: request lost",
+        "fault: reply lost",
+    ],
+    run: |seed| Box::pin(run(seed)),
+};
+
+/// Names.
+const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
+/// Inodes that clients know of.
+const KNOWN_MAX: usize = 10;
+/// Callers of one mount.
+const CALLERS: u64 = 3;
+const READ_WRITE: i32 = 2;
+
+/// What all clients know of: directories, and everything else.
+#[derive(Clone, Default)]
+struct Known(Arc<Mutex<(Vec<InodeId>, Vec<InodeId>)>>);
+
+impl Known {
+    fn add(&self, attr: &mooseng::pb::Attr) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = match attr.kind() {
+            FileKind::Directory => &mut known.0,
+            _ => &mut known.1,
+        };
+        list.push(InodeId(attr.inode));
+        if list.len() > KNOWN_MAX {
+            list.remove(0);
+        }
+    }
+
+    fn dir(&self, rng: &mut Rng) -> InodeId {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.0.is_empty() || rng.chance(1, 2) {
+            true => ROOT,
+            false => *rng.pick(&known.0),
+        }
+    }
+
+    fn any(&self, rng: &mut Rng) -> InodeId {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.1.is_empty() || rng.chance(1, 4) {
+            true => drop(known),
+            false => return *rng.pick(&known.1),
+        }
+        self.dir(rng)
+    }
+}
+
+async fn run(seed: u64) {
+    let drawn = Options::draw(seed);
+    let chunkservers = 1 + (seed % 2) as u32;
+    let clients = 1 + drawn.clients % 3;
+    let world = World::new(Options { parity: 0, chunkservers, clients, ..drawn });
+    let (cluster, oracle) = (Cluster::default(), Namespace::default());
+    let watching = cluster.clone();
+    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
+    world.frames.watch(oracle.clone());
+    cluster.appliers.add(Arc::new(oracle.clone()));
+    cluster.add(&world);
+    cluster.form(&world).await;
+    let (known, calm) = (Known::default(), Arc::new(AtomicBool::new(false)));
+    for number in 1..=world.options.clients {
+        add_client(&world, number, &known, &calm);
+    }
+    tokio::spawn(world.clone().supervise());
+    let time = Duration::from_millis(world.options.chaos_ms);
+    chaos(world.clone(), Budget::of(&world), time).await;
+    world.heal().await;
+    serves_again(&world).await;
+    calm.store(true, Ordering::Relaxed);
+    cluster.converge(&world).await;
+    for name in world.names(Role::Client) {
+        world.kill(&name);
+    }
+    oracle.check();
+    for name in world.names(Role::Master) {
+        let view = cluster.get(&name).expect("converged").view();
+        if let Err(broken) = namespace::check(&view) {
+            violation("O10", format!("{name}: {broken}"));
+        }
+    }
+    world.count_disk_faults();
+}
+
+fn add_client(world: &Arc<World>, number: u32, known: &Known, calm: &Arc<AtomicBool>) {
+    let (known, calm, seed) = (known.clone(), calm.clone(), world.options.seed);
+    mount(world, number, move |context, config| {
+        let (known, calm) = (known.clone(), calm.clone());
+        Box::pin(async move {
+            let client = connect(&context, &config).await;
+            for caller in 0..CALLERS {
+                let name = format!("{} {} {caller}", context.name, context.incarnation);
+                let caller = Caller {
+                    context: context.clone(),
+                    client: client.clone(),
+                    known: known.clone(),
+                    calm: calm.clone(),
+                    rng: Rng::new(seed).fork(&name),
+                    open: None,
+                };
+                tokio::spawn(caller.run());
+            }
+            std::future::pending().await
+        })
+    });
+}
+
+/// O7: operations are acknowledged again soon after healing.
+async fn serves_again(world: &World) {
+    let (before, healed) = (stats::get(stats::OPERATIONS), trace::now_ns());
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if stats::get(stats::OPERATIONS) > before + 10 * u64::from(world.options.clients) {
+            stats::add("ms until served again", (trace::now_ns() - healed) / 1_000_000);
+            return;
+        }
+    }
+    stuck("O7", "no operations acknowledged within 60 s of healing");
+}
+
+/// One caller of a mount.
+struct Caller {
+    context: NodeContext,
+    client: Arc<Client>,
+    known: Known,
+    calm: Arc<AtomicBool>,
+    rng: Rng,
+    open: Option<Handle>,
+}
+
+impl Caller {
+    async fn run(mut self) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(self.rng.range(1, 60))).await;
+            if self.calm.load(Ordering::Relaxed) {
+                return;
+            }
+            let outcome = match self.rng.below(100) {
+                0..25 => self.make().await,
+                25..55 => self.rename_or_remove().await,
+                55..75 => self.change().await,
+                _ => self.look().await,
+            };
+            match outcome {
+                Ok(()) => stats::count(stats::OPERATIONS),
+                Err(Errno::EIO) => self.context.say("an operation has no outcome"),
+                // What the masters refused is an answer like any other.
+                Err(_) => stats::count(stats::OPERATIONS),
+            }
+        }
+    }
+
+    fn name(&mut self) -> &'static [u8] {
+        NAMES[self.rng.index(NAMES.len())]
+    }
+
+    async fn make(&mut self) -> Result<(), Errno> {
+        let (dir, name) = (self.known.dir(&mut self.rng), self.name());
+        let mode = *self.rng.pick(&[0o755, 0o2775, 0o644]);
+        let kind = *self.rng.pick(&[FileKind::Fifo, FileKind::Regular]);
+        let new = NewNode { kind, mode, uid: 1, gid: self.rng.below(3) as u32, rdev: 0 };
+        let made = match self.rng.below(10) {
+            0..4 => self.client.mkdir(dir, name, new).await?,
+            4 => self.client.symlink(dir, name, b"target", 1, 1).await?,
+            5 => self.client.mknod(dir, name, new).await?,
+            6 => {
+                let ino = self.known.any(&mut self.rng);
+                self.client.link(ino, dir, name).await?
+            }
+            _ => {
+                let new = NewFile { mode, flags: READ_WRITE, ..NewFile::default() };
+                let (attr, handle) = self.client.create(dir, name, new).await?;
+                if let Some(before) = self.open.replace(handle) {
+                    self.client.release(before).await;
+                }
+                attr
+            }
+        };
+        self.known.add(&made);
+        Ok(())
+    }
+
+    async fn rename_or_remove(&mut self) -> Result<(), Errno> {
+        let (dir, name) = (self.known.dir(&mut self.rng), self.name());
+        match self.rng.below(10) {
+            0..2 => self.client.unlink(dir, name).await,
+            2..4 => self.client.rmdir(dir, name).await,
+            4 => {
+                if let Some(handle) = self.open.take() {
+                    self.client.release(handle).await;
+                }
+                Ok(())
+            }
+            _ => {
+                let (new_dir, new_name) = (self.known.dir(&mut self.rng), self.name());
+                let flags = self.rng.below(3) as u32;
+                self.client.rename(dir, name, new_dir, new_name, flags).await
+            }
+        }
+    }
+
+    async fn change(&mut self) -> Result<(), Errno> {
+        let ino = self.known.any(&mut self.rng);
+        let none = SetAttr::default();
+        let set = match self.rng.below(8) {
+            0 => SetAttr { mode: Some(*self.rng.pick(&[0o600, 0o4755, 0o2775])), ..none },
+            1 => SetAttr { uid: Some(self.rng.below(3) as u32), ..none },
+            2 | 3 => SetAttr { size: Some(self.rng.below(5000)), ..none },
+            4 => SetAttr { mtime: Some(SetTime::At(self.rng.below(1000) as i64)), ..none },
+            5 => SetAttr { atime: Some(SetTime::Now), kill_priv: true, ..none },
+            6 => return self.client.removexattr(ino, b"user.a").await,
+            _ => {
+                let (value, flags) = (self.name(), self.rng.below(3) as u32);
+                return self.client.setxattr(ino, b"user.a", value, flags).await;
+            }
+        };
+        self.client.setattr(ino, set).await.map(drop)
+    }
+
+    async fn look(&mut self) -> Result<(), Errno> {
+        // Caches may be a little out of date; the masters are not.
+        self.client.drop_caches();
+        let (dir, ino) = (self.known.dir(&mut self.rng), self.known.any(&mut self.rng));
+        match self.rng.below(10) {
+            0..3 => {
+                let name = self.name();
+                let attr = self.client.lookup(dir, name).await?;
+                self.known.add(&attr);
+                Ok(())
+            }
+            3 | 4 => self.client.getattr(ino).await.map(drop),
+            5 => self.client.getxattr(ino, b"user.a").await.map(drop),
+            6 => self.client.listxattr(ino).await.map(drop),
+            7 => self.client.readlink(ino).await.map(drop),
+            _ => self.walk(dir).await,
+        }
+    }
+
+    /// Lists a directory in small pages, while it changes.
+    async fn walk(&mut self, dir: InodeId) -> Result<(), Errno> {
+        let (mut cookie, limit) = (0, self.rng.range(1, 4) as usize);
+        loop {
+            let (entries, end) = self.client.readdir(dir, cookie, limit).await?;
+            match entries.last() {
+                Some(last) if !end => cookie = last.cookie,
+                _ => return Ok(()),
+            }
+        }
+    }
+}
