@@ -119,7 +119,9 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Vec<Row> {
         bar.set_message(chosen[*at].bug);
         let found = hunt(chosen[*at], 1 + number * STRIDE, settings, *no_asserts);
         bar.inc(1);
-        bar.suspend(|| eprintln!("{} in {}: {}", chosen[*at].bug, chosen[*at].scenario, found.say()));
+        bar.suspend(|| {
+            eprintln!("{} in {}: {}", chosen[*at].bug, chosen[*at].scenario, found.say())
+        });
         found
     });
     bar.finish_and_clear();
