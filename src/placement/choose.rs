@@ -63,11 +63,13 @@ pub fn choose(
     while chosen.len() < wanted && !pool.is_empty() {
         let weights: Vec<u64> = pool.iter().map(|c| weight(c, &used)).collect();
         let at = pick(&weights, split_mix(&mut random));
-        // M35: a server is chosen twice for one chunk.
-        let candidate = if crate::bug!(M35) { pool[at] } else { pool.swap_remove(at) };
+        let candidate = pool.swap_remove(at);
         // swap_remove reorders; restore the order so that the choice depends on the arguments' order alone.
         pool.sort_by_key(|c| c.server);
-        used.extend(candidate.labels.iter().map(String::as_str));
+        // M35: failure domains that are taken are not noted.
+        if !crate::bug!(M35) {
+            used.extend(candidate.labels.iter().map(String::as_str));
+        }
         chosen.push(candidate.server);
     }
     Ok(chosen)

@@ -73,6 +73,15 @@ impl Row {
     }
 }
 
+impl Hunt {
+    fn say(&self) -> String {
+        match &self.oracle {
+            Some(oracle) => format!("caught by {oracle} after {} seeds", self.tried),
+            None => format!("not caught by {} seeds, reached in {}", self.tried, self.reached),
+        }
+    }
+}
+
 fn hunt(mutant: &Mutant, start: u64, settings: &Settings, no_asserts: bool) -> Hunt {
     let mut hunt = Hunt::default();
     for seed in start..start + settings.seeds_max {
@@ -110,6 +119,9 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Vec<Row> {
         bar.set_message(chosen[*at].bug);
         let found = hunt(chosen[*at], 1 + number * STRIDE, settings, *no_asserts);
         bar.inc(1);
+        bar.suspend(|| {
+            eprintln!("{} in {}: {}", chosen[*at].bug, chosen[*at].scenario, found.say())
+        });
         found
     });
     bar.finish_and_clear();

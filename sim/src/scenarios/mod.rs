@@ -2,11 +2,13 @@
 
 mod cluster_chaos;
 mod disk_model;
+mod erasure_model;
 mod failover;
 mod journal;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
+mod placement_model;
 mod raft_chaos;
 mod store_model;
 mod tables_model;
@@ -26,6 +28,8 @@ pub const ALL: &[Scenario] = &[
     wal_model::SCENARIO,
     store_model::SCENARIO,
     namespace_model::SCENARIO,
+    erasure_model::SCENARIO,
+    placement_model::SCENARIO,
 ];
 
 /// Every planted bug with the scenarios that should catch it.

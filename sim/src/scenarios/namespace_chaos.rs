@@ -182,12 +182,17 @@ impl Caller {
             if self.calm.load(Ordering::Relaxed) {
                 return;
             }
-            let outcome = match self.rng.below(100) {
-                0..25 => self.make().await,
-                25..55 => self.rename_or_remove().await,
-                55..75 => self.change().await,
-                _ => self.look().await,
+            if self.context.skips() {
+                continue;
+            }
+            let since = trace::now_ns();
+            let (what, outcome) = match self.rng.below(100) {
+                0..25 => ("make", self.make().await),
+                25..55 => ("rename or remove", self.rename_or_remove().await),
+                55..75 => ("change", self.change().await),
+                _ => ("look", self.look().await),
             };
+            self.context.did(since, what, &format!("{outcome:?}"));
             match outcome {
                 Ok(()) => stats::count(stats::OPERATIONS),
                 Err(Errno::EIO) => self.context.say("an operation has no outcome"),
