@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod disk;
 pub mod failure;
 pub mod harness;
+pub mod log_lines;
 pub mod models;
 pub mod oracles;
 pub mod plan;

@@ -1,5 +1,5 @@
 //! The chunkserver's side of its relation to the masters: finds the leader, registers, sends heartbeats, and
-//! full reports when the leader wants one.
+//! full reports when the leader wants one and now and then.
 
 use super::{ChunkserverConfig, Known, Shared, handler};
 use crate::errno::Errno;
@@ -16,6 +16,8 @@ use tokio::sync::watch;
 
 /// Bad replicas named in one heartbeat; the rest goes with the next.
 const BAD_MAX: usize = 1024;
+/// A full report is sent at least so often, whatever the scrub's period.
+const REPORT_PERIOD_MAX: Duration = Duration::from_secs(600);
 /// Pause after a registration that was refused for good reason.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
@@ -34,6 +36,8 @@ pub(super) struct Link {
     /// Masters that said, one after another, that they belong to another cluster.
     strangers: BTreeMap<String, String>,
     refused: watch::Sender<Option<String>>,
+    /// When the last one began.
+    reported: Mono,
 }
 
 /// A full report under way.
@@ -68,6 +72,7 @@ impl Link {
             reports: 0,
             strangers: BTreeMap::new(),
             refused,
+            reported: seam::now(),
         }
     }
 
@@ -82,6 +87,10 @@ impl Link {
             if !self.registered {
                 self.register().await;
             } else if self.heartbeat().await {
+                // What the leader told this server, or was told, may be lost: it is compared now and then.
+                if self.report.is_none() && begun.since(self.reported) > self.report_period() {
+                    self.begin_report();
+                }
                 self.send_report(begun + heartbeat).await;
             }
             let rest = seam::now().until(begun + heartbeat);
@@ -190,7 +199,12 @@ impl Link {
         Ok(())
     }
 
+    fn report_period(&self) -> Duration {
+        self.shared.limits.scrub_period.min(REPORT_PERIOD_MAX)
+    }
+
     fn begin_report(&mut self) {
+        self.reported = seam::now();
         self.reports += 1;
         self.report = Some(Report { number: self.reports, disk: 0, after: None, first: true });
     }

@@ -71,15 +71,42 @@ pub(super) fn replica_id(chunk: &pb::Chunk, replica: &pb::Replica) -> pb::Replic
 
 /// A client could not use a replica: its server reads it through, and a bad one is replaced.
 pub(super) fn suspect(shared: &Arc<Shared>, chunk: &pb::Chunk, named: &pb::Replica) {
-    let Some(replica) =
-        chunk.replicas.iter().find(|r| r.r#gen == named.r#gen && r.shard == named.shard)
-    else {
-        return;
-    };
+    if let Some(replica) = named_by(chunk, named.r#gen, named.shard) {
+        verify(shared, chunk, replica, |shared, id, good| {
+            if !good {
+                found_bad(shared, id);
+            }
+        });
+    }
+}
+
+/// The server of a replica that was found bad says that it is good: true if it then reads through.
+pub(super) fn acquit(shared: &Arc<Shared>, chunk: &pb::Chunk, named: &pb::ReplicaId) {
+    if let Some(replica) = named_by(chunk, named.r#gen, named.shard) {
+        verify(shared, chunk, replica, |shared, id, good| {
+            if good {
+                crate::mark!("bad replica is good again");
+                forget_bad(shared, id.chunk, (id.r#gen, id.shard));
+            }
+        });
+    }
+}
+
+fn named_by(chunk: &pb::Chunk, generation: u64, shard: u32) -> Option<pb::Replica> {
+    chunk.replicas.iter().find(|r| r.r#gen == generation && r.shard == shard).copied()
+}
+
+/// Has a replica read through by its server; no answer says nothing.
+fn verify(
+    shared: &Arc<Shared>,
+    chunk: &pb::Chunk,
+    replica: pb::Replica,
+    judge: impl FnOnce(&Shared, &pb::ReplicaId, bool) + Send + 'static,
+) {
     if !enter(shared, chunk.id) {
         return;
     }
-    let (id, wanted) = (replica_id(chunk, replica), shard_len(chunk, replica.shard));
+    let (id, wanted) = (replica_id(chunk, &replica), shard_len(chunk, replica.shard));
     let (server, chunk) = (ServerId(replica.server), chunk.clone());
     let shared = shared.clone();
     seam::spawn(async move {
@@ -91,9 +118,8 @@ pub(super) fn suspect(shared: &Arc<Shared>, chunk: &pb::Chunk, named: &pb::Repli
         {
             let sealed = chunk.state() == pb::ChunkState::Sealed;
             let short = sealed && state.length < wanted;
-            if state.corrupt || (sealed && wanted > 0 && !state.present) || short {
-                found_bad(&shared, &id);
-            }
+            let bad = state.corrupt || (sealed && wanted > 0 && !state.present) || short;
+            judge(&shared, &id, !bad);
         }
         leave(&shared, chunk.id);
     });
@@ -109,6 +135,18 @@ pub(super) async fn seal(shared: &Arc<Shared>, chunk: &pb::Chunk) -> Result<(), 
         tell_sealed(shared, &sealed);
     }
     Ok(())
+}
+
+/// [`tell_sealed`] of those among the chunks that are sealed.
+pub(super) fn tell_all_sealed(shared: &Arc<Shared>, chunks: &[ChunkId]) {
+    let view = shared.raft.view();
+    for id in chunks {
+        // A table that can not be read ends this master elsewhere; the next full report tells the rest.
+        let Ok(Some(chunk)) = view.get::<Chunks>(id) else { continue };
+        if chunk.state() == pb::ChunkState::Sealed {
+            tell_sealed(shared, &chunk);
+        }
+    }
 }
 
 /// Tells the servers of a sealed chunk its final length. A server that does not hear it learns it from the
@@ -150,15 +188,10 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
         found.push((placement::health(&chunk, &views, &bad), chunk));
     }
     found.sort_by_key(|(health, chunk)| (health.spare, chunk.id));
-    for (health, chunk) in found {
+    for (_, chunk) in found {
+        // A bad replica stays in the chunk until a verified copy takes its place: the others may turn out to
+        // be no better, and one that lay on a failed disk may be good once its server has started again.
         let bad = known_bad(shared, &chunk);
-        if let Some(replica) = chunk.replicas.iter().find(|r| bad.contains(&(r.r#gen, r.shard)))
-            && health.spare >= 0
-            && chunk.state() == pb::ChunkState::Sealed
-        {
-            drop_replica(shared, &chunk, replica).await?;
-            continue; // looked at again as a degraded chunk
-        }
         match placement::plan(&chunk, &views, &bad, seam::rng::random_u64()) {
             Repair::Nothing => {}
             Repair::Seal => seal(shared, &chunk).await?,
@@ -220,17 +253,24 @@ async fn drop_replica(
         shard: replica.shard,
     };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::DropReplica(command)) };
-    let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
-    if outcome.errno == 0 {
-        let mut soft = shared.soft();
-        if let Some(bad) = soft.bad.get_mut(&chunk.id) {
-            bad.remove(&(replica.r#gen, replica.shard));
-            if bad.is_empty() {
-                soft.bad.remove(&chunk.id);
-            }
+    shared.raft.propose(proposal).await.map_err(refusal).map(drop)
+}
+
+/// Whether a replica is remembered as bad.
+pub(super) fn is_bad(shared: &Shared, replica: &pb::ReplicaId) -> bool {
+    let soft = shared.soft();
+    soft.bad.get(&replica.chunk).is_some_and(|bad| bad.contains(&(replica.r#gen, replica.shard)))
+}
+
+/// A replica is not bad any more, or not there.
+fn forget_bad(shared: &Shared, chunk: u64, replica: (u64, u32)) {
+    let mut soft = shared.soft();
+    if let Some(bad) = soft.bad.get_mut(&chunk) {
+        bad.remove(&replica);
+        if bad.is_empty() {
+            soft.bad.remove(&chunk);
         }
     }
-    Ok(())
 }
 
 fn start_rebuild(
@@ -330,8 +370,13 @@ async fn rebuild(
     };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::ReplaceReplica(command)) };
     let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal).map_err(told)?;
+    Errno::check(outcome.errno)
+        .map_err(|errno| format!("the chunk has changed meanwhile: {errno}"))?;
     crate::mark!("replica rebuilt");
-    Errno::check(outcome.errno).map_err(|errno| format!("the chunk has changed meanwhile: {errno}"))
+    if let Some(old) = old {
+        forget_bad(shared, chunk.id, (old.get(), shard));
+    }
+    Ok(())
 }
 
 /// A server's address, if it is committed.

@@ -1,7 +1,7 @@
 //! Calls from clients, chunkservers and other masters.
 
 use super::Shared;
-use super::{admin, servers, sessions};
+use super::{admin, repair, servers, sessions};
 use crate::ids::{ChunkId, ServerId};
 use crate::namespace;
 use crate::pb;
@@ -38,7 +38,8 @@ impl Handler for Router {
     ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
         Box::pin(async move {
             let Some(shared) = self.shared.get().cloned() else {
-                return Err(Refusal::new(RefusalCode::Busy, "the master is starting"));
+                // Another one may lead, and this one may take long: nobody should wait for it.
+                return Err(Refusal::new(RefusalCode::NotLeader, ""));
             };
             route(shared, peer, request).await
         })
@@ -99,7 +100,7 @@ pub(super) fn must_lead(shared: &Shared) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::NotLeader, hint))
 }
 
-async fn submit(shared: &Shared, batch: pb::Batch) -> Answer {
+async fn submit(shared: &Arc<Shared>, batch: pb::Batch) -> Answer {
     if batch.ops.len() > shared.limits.batch_ops_max {
         return Err(Refusal::new(
             RefusalCode::BadRequest,
@@ -111,6 +112,7 @@ async fn submit(shared: &Shared, batch: pb::Batch) -> Answer {
         ));
     }
     let session = batch.session.into();
+    let given_up: Vec<ChunkId> = batch.ops.iter().filter_map(sealed_by).collect();
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::Batch(batch)) };
     let (term, index, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
     let Some(pb::outcome::Kind::Batch(mut reply)) = outcome.kind else {
@@ -121,8 +123,17 @@ async fn submit(shared: &Shared, batch: pb::Batch) -> Answer {
     }
     if reply.errno == 0 {
         sessions::heard(shared, session);
+        repair::tell_all_sealed(shared, &given_up);
     }
     Ok(Outgoing::new::<calls::SubmitBatch>(&reply))
+}
+
+/// The chunk that a writer is done with.
+fn sealed_by(op: &pb::Op) -> Option<ChunkId> {
+    match &op.op {
+        Some(pb::op::Op::SealOwn(op)) => Some(ChunkId(op.chunk)),
+        _ => None,
+    }
 }
 
 async fn query(shared: &Shared, request: pb::QueryRequest) -> Answer {

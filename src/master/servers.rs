@@ -230,6 +230,8 @@ pub(super) async fn report(
         let wanted = repair::shard_len(&chunk, id.shard);
         if state.corrupt || (sealed && state.length < wanted) {
             repair::found_bad(shared, id);
+        } else if sealed && repair::is_bad(shared, id) {
+            repair::acquit(shared, &chunk, id);
         } else if sealed && !state.sealed {
             repair::tell_sealed(shared, &chunk);
         }

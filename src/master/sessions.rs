@@ -1,14 +1,16 @@
 //! Client sessions: opening, keeping alive, and the committed expiry of silent ones.
 
 use super::Shared;
+use super::repair;
 use super::rpc::{must_lead, refusal};
 use crate::errno::Errno;
-use crate::ids::SessionId;
-use crate::namespace::tables::Sessions;
+use crate::ids::{ChunkId, SessionId};
+use crate::namespace::tables::{OpenChunks, Sessions};
 use crate::pb;
 use crate::seam;
 use crate::tables::{Read, TableError};
 use crate::wire::{Outgoing, Refusal, RefusalCode, calls};
+use std::sync::Arc;
 
 /// Longest host name that is recorded.
 const HOST_BYTES_MAX: usize = 255;
@@ -65,7 +67,7 @@ pub(super) async fn keepalive(
 }
 
 pub(super) async fn close(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     request: pb::CloseSessionRequest,
 ) -> Result<Outgoing, Refusal> {
     let outcome = end(shared, SessionId(request.session), false).await?;
@@ -73,7 +75,7 @@ pub(super) async fn close(
 }
 
 /// Commits the expiry of sessions that were silent for their whole time to live.
-pub(super) async fn expire(shared: &Shared) -> Result<(), Refusal> {
+pub(super) async fn expire(shared: &Arc<Shared>) -> Result<(), Refusal> {
     let now = seam::now();
     let silent: Vec<SessionId> = shared
         .soft()
@@ -108,12 +110,26 @@ pub(super) fn adopt(shared: &Shared) -> Result<(), TableError> {
     Ok(())
 }
 
-async fn end(shared: &Shared, session: SessionId, expired: bool) -> Result<pb::Outcome, Refusal> {
+async fn end(
+    shared: &Arc<Shared>,
+    session: SessionId,
+    expired: bool,
+) -> Result<pb::Outcome, Refusal> {
+    let open = open_chunks(shared, session).map_err(|error| shared.broken(&error))?;
     let command = pb::EndSessionCmd { session: session.get(), expired };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::EndSession(command)) };
     let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
     shared.soft().sessions.remove(&session);
+    repair::tell_all_sealed(shared, &open);
     Ok(outcome)
+}
+
+/// Chunks that the session's end seals.
+fn open_chunks(shared: &Shared, session: SessionId) -> Result<Vec<ChunkId>, TableError> {
+    let (from, to) = ((session, ChunkId(0)), (SessionId(session.get() + 1), ChunkId(0)));
+    let view = shared.raft.view();
+    let rows = view.range::<OpenChunks>(&from, Some(&to));
+    rows.map(|row| row.map(|((_, chunk), _)| chunk)).collect()
 }
 
 fn ttl_ms(shared: &Shared) -> u64 {

@@ -4,7 +4,7 @@
 use super::log::{Checkpointed, Log};
 use super::types::{Entry, LogId, Members, Types, id_from_pb, id_to_pb, membership_from_pb};
 use super::types::{Master, members_to_pb};
-use crate::ids::{LogIndex, Term};
+use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
 use crate::namespace::Namespace;
 use crate::pb;
@@ -59,6 +59,8 @@ impl Machine for Namespace {
 pub struct Applied<'a> {
     /// Term of the entry, or of the last one that the snapshot covers.
     pub term: Term,
+    /// The leader that made that entry.
+    pub leader: NodeId,
     /// Its index.
     pub index: LogIndex,
     /// The state hash after it.
@@ -168,7 +170,8 @@ impl<M: Machine> Shared<M> {
     fn observe(&self, inner: &Inner<M>, what: Taken<'_>) {
         if let (Some(observe), Some(last)) = (&self.observe, &inner.last) {
             let (term, index) = (Term(last.leader_id.term), LogIndex(last.index + 1));
-            observe(&Applied { term, index, hash: inner.machine.db().hash(), what });
+            let leader = NodeId(last.leader_id.node_id);
+            observe(&Applied { term, leader, index, hash: inner.machine.db().hash(), what });
         }
     }
 

@@ -2,11 +2,13 @@
 
 use super::{How, find, print_result};
 use mooseng_sim::harness::{self, Job, Recipe, Report, minimise, timeline as page};
+use mooseng_sim::log_lines;
 use mooseng_sim::{plan, scenarios, trace};
 use std::path::Path;
 
 /// Runs it in this process.
 fn here(job: &Job, keep: trace::Keep) -> Result<Report, String> {
+    log_lines::install();
     let scenario = find(&job.scenario)?;
     trace::keep(keep);
     Ok(harness::run_here(scenario, job))

@@ -4,7 +4,9 @@ use super::{CLUSTER, MASTER_PORT, chunkserver_ip, client_ip, master_addresses, m
 use crate::disk::SimDisk;
 use crate::failure::stuck;
 use crate::oracles::{Appliers, Applies};
+use crate::stats;
 use crate::trace;
+use crate::world::damage::Operator;
 use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::{Client, ClientConfig};
@@ -18,6 +20,7 @@ use mooseng::tables::Read;
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ const DISK_BYTES: u64 = 256 << 20;
 #[derive(Clone, Default)]
 pub struct Cluster {
     masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
+    /// The first master has formatted its disk: an empty one means that it was lost.
+    founded: Arc<AtomicBool>,
     /// Oracles that see what the masters apply.
     pub appliers: Appliers,
 }
@@ -35,46 +40,51 @@ pub struct Cluster {
 impl Cluster {
     /// Adds the machines of masters and chunkservers.
     pub fn add(&self, world: &Arc<World>) {
-        let seed = world.options.seed;
-        for number in 1..=world.options.masters {
-            let name = format!("m{number}");
-            let disk = SimDisk::new(&name, DISK_BYTES, seed);
-            let (cluster, options) = (self.clone(), world.options.clone());
-            let start = move |context: NodeContext| {
-                let (cluster, options) = (cluster.clone(), options.clone());
-                let main = async move {
-                    if let Err(error) = cluster.master(&context, number, &options).await {
-                        context.say(&format!("does not run: {error}"));
-                    }
-                };
-                Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+        (1..=world.options.masters).for_each(|number| self.add_master(world, number));
+        (1..=world.options.chunkservers).for_each(|number| self.add_server(world, number));
+    }
+
+    /// Adds a master's machine.
+    pub fn add_master(&self, world: &Arc<World>, number: u32) {
+        let name = format!("m{number}");
+        let disk = SimDisk::new(&name, DISK_BYTES, world.options.seed);
+        let (cluster, options) = (self.clone(), world.options.clone());
+        let start = move |context: NodeContext| {
+            let (cluster, options) = (cluster.clone(), options.clone());
+            let main = async move {
+                if let Err(error) = cluster.master(&context, number, &options).await {
+                    context.say(&format!("does not run: {error}"));
+                }
             };
-            let (role, ip) = (Role::Master, master_ip(number));
-            world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
-        }
-        for number in 1..=world.options.chunkservers {
-            let name = format!("s{number}");
-            let disk = SimDisk::new(&name, DISK_BYTES, seed);
-            let (limits, masters) = (world.limits(), master_addresses(world.options.masters));
-            let start = move |context: NodeContext| {
-                let config = ChunkserverConfig {
-                    listen: format!("{}:{CHUNK_PORT}", context.ip),
-                    masters: masters.clone(),
-                    limits: limits.clone(),
-                    cluster: Some(CLUSTER),
-                    ..ChunkserverConfig::default()
-                };
-                let main = async move {
-                    match Chunkserver::start(config, context.disks.clone()).await {
-                        Ok(_running) => pending().await,
-                        Err(error) => context.say(&format!("does not run: {error}")),
-                    }
-                };
-                Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+            Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+        };
+        let (role, ip) = (Role::Master, master_ip(number));
+        world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
+    }
+
+    /// Adds a chunkserver's machine.
+    pub fn add_server(&self, world: &Arc<World>, number: u32) {
+        let name = format!("s{number}");
+        let disk = SimDisk::new(&name, DISK_BYTES, world.options.seed);
+        let (limits, masters) = (world.limits(), master_addresses(world.options.masters));
+        let start = move |context: NodeContext| {
+            let config = ChunkserverConfig {
+                listen: format!("{}:{CHUNK_PORT}", context.ip),
+                masters: masters.clone(),
+                limits: limits.clone(),
+                cluster: Some(CLUSTER),
+                ..ChunkserverConfig::default()
             };
-            let (role, ip) = (Role::Chunkserver, chunkserver_ip(number));
-            world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
-        }
+            let main = async move {
+                match Chunkserver::start(config, context.disks.clone()).await {
+                    Ok(_running) => pending().await,
+                    Err(error) => context.say(&format!("does not run: {error}")),
+                }
+            };
+            Box::pin(main) as Pin<Box<dyn Future<Output = ()>>>
+        };
+        let (role, ip) = (Role::Chunkserver, chunkserver_ip(number));
+        world.add_node(NodeSpec { name, role, ip, disks: vec![disk], start: Arc::new(start) });
     }
 
     async fn master(
@@ -83,10 +93,12 @@ impl Cluster {
         number: u32,
         options: &crate::world::Options,
     ) -> Result<(), String> {
+        // The one that ran here before is dead, whatever it believes.
+        self.masters.lock().unwrap_or_else(PoisonError::into_inner).remove(&context.name);
         let (disk, limits) = (context.disks[0].clone(), options.limits());
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let fresh = !disk.exists("superblock").map_err(|e| text(&e))?;
-        if number == 1 && fresh {
+        if number == 1 && fresh && !self.founded.load(Ordering::Relaxed) {
             let layout = Layout::new(options.data, options.parity).map_err(|e| text(&e))?;
             master::format(&disk, CLUSTER, layout, &limits).map_err(|e| text(&e))?;
         }
@@ -133,9 +145,11 @@ impl Cluster {
         self.get(name).map_or(1, |node| voters(&node)) / 2 + 1
     }
 
-    fn leader(&self, world: &World) -> Option<Arc<RaftNode>> {
+    /// A leader that serves.
+    pub fn leader(&self, world: &World) -> Option<Arc<RaftNode>> {
         let names = world.names(Role::Master);
-        names.iter().filter_map(|name| self.get(name)).find(|node| node.is_leader_ready())
+        let up = names.iter().filter(|name| world.power(name) == Power::Up);
+        up.filter_map(|name| self.get(name)).find(|node| node.is_leader_ready())
     }
 
     /// The machine whose master leads.
@@ -155,6 +169,7 @@ impl Cluster {
             let Some(leader) = self.leader(world) else { continue };
             let known = leader.view().range::<Servers>(&ServerId(0), None).count();
             if voters(&leader) == world.names(Role::Master).len() && known == servers {
+                self.founded.store(true, Ordering::Relaxed);
                 trace::line("-", &format!("{} masters, {known} chunkservers", voters(&leader)));
                 return;
             }
@@ -164,7 +179,8 @@ impl Cluster {
 
     /// O7: after healing, all masters have applied the same, and every chunk is whole again.
     pub async fn converge(&self, world: &World) {
-        let names = world.names(Role::Master);
+        let (names, servers) = (world.names(Role::Master), world.names(Role::Chunkserver).len());
+        let healed = trace::now_ns();
         let mut why = String::new();
         for _ in 0..900 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -176,16 +192,60 @@ impl Cluster {
             let applied: Vec<_> = nodes.iter().map(|node| node.applied()).collect();
             let view = leader.view();
             let degraded = view.range::<Degraded>(&Default::default(), None).count();
+            // One whose disk was lost stays in the table as dead, and is another from then on.
             let rows = view.range::<Servers>(&ServerId(0), None);
-            let away = rows
-                .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() != ServerState::Active));
-            let away = away.count();
-            if applied.iter().all(|index| *index == applied[0]) && degraded == 0 && away == 0 {
+            let active = rows
+                .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() == ServerState::Active));
+            let (active, voters) = (active.count(), voters(&leader));
+            let same = applied.iter().all(|index| *index == applied[0]);
+            if same && degraded == 0 && active == servers && voters == names.len() {
+                stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
                 return;
             }
-            why = format!("applied {applied:?}, {degraded} degraded chunks, {away} servers away");
+            why = format!(
+                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {voters} voters"
+            );
         }
         stuck("O7", format!("not converged 90 s after healing: {why}"));
+    }
+}
+
+/// What an operator does to a cluster.
+pub struct Hands {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Its machines.
+    pub world: Arc<World>,
+    /// Told of each master that lost its disk.
+    pub lost: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Operator for Hands {
+    fn add_master(&self, number: u32) {
+        self.cluster.add_master(&self.world, number);
+    }
+
+    fn add_server(&self, number: u32) {
+        self.cluster.add_server(&self.world, number);
+    }
+
+    /// Removes the member that the machine was until some leader has done it.
+    fn master_lost(&self, name: &str) {
+        (self.lost)(name);
+        let Some(gone) = self.cluster.get(name).map(|node| node.node()) else { return };
+        let (cluster, world) = (self.cluster.clone(), self.world.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let Some(leader) = cluster.leader(&world) else { continue };
+                if leader.members().iter().all(|member| member.node != gone) {
+                    return;
+                }
+                if let Err(error) = leader.remove_master(gone).await {
+                    trace::line("world", &format!("{gone} is not removed: {error}"));
+                }
+            }
+        });
     }
 }
 

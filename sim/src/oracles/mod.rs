@@ -5,14 +5,20 @@
 //! | O1 | the namespace is linearizable | `namespace`, `linear` |
 //! | O2, O3 | what was written is what is read; what was synced is never lost | `ledger` |
 //! | O4 | one state hash per applied index, on all masters and through restarts | `state_hash` |
+//! | O5 | the invariants of Raft | `raft` |
+//! | O6 | every chunk has its shards, valid and equal | `chunks` |
+//! | O7 | soon after healing everything works again | `liveness` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
 //! | O13 | what a frame promises is durable when it leaves | `persist`, `persist_chunks` |
 
+pub mod chunks;
 pub mod ledger;
 pub mod linear;
+pub mod liveness;
 pub mod namespace;
 pub mod persist;
 pub mod persist_chunks;
+pub mod raft;
 pub mod state_hash;
 
 use mooseng::raft::Applied;

@@ -25,6 +25,7 @@ pub struct PersistChunks {
     world: Weak<World>,
     asked: Mutex<BTreeMap<(String, u64), (ReplicaId, u64)>>,
     cut: Mutex<BTreeSet<(String, ReplicaId)>>,
+    spared: BTreeSet<String>,
 }
 
 impl PersistChunks {
@@ -34,7 +35,14 @@ impl PersistChunks {
             world: Arc::downgrade(world),
             asked: Mutex::default(),
             cut: Mutex::default(),
+            spared: BTreeSet::new(),
         }
+    }
+
+    /// Not those whose disks lie.
+    pub fn sparing(mut self, names: Vec<String>) -> PersistChunks {
+        self.spared = names.into_iter().collect();
+        self
     }
 
     /// The replica and the length that an answer to this request promises.
@@ -65,7 +73,7 @@ impl PersistChunks {
 
     fn check(&self, node: &str, id: ReplicaId, wanted: u64) {
         let Some(world) = self.world.upgrade() else { return };
-        if self.cut().contains(&(node.to_owned(), id)) {
+        if self.spared.contains(node) || self.cut().contains(&(node.to_owned(), id)) {
             return;
         }
         stats::count("O13 chunk syncs checked");

@@ -6,13 +6,16 @@
 //! (O10), and after healing convergence to full redundancy with new operations served (O7). Not checked:
 //! permanent loss of machines; names shared by two writers; times.
 
-use crate::cluster::full::{Cluster, connect, mount};
+use crate::cluster::full::{Cluster, Hands, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
+use crate::oracles::chunks;
 use crate::oracles::ledger::{BLOCK, Ledger};
 use crate::oracles::persist::Persist;
 use crate::oracles::persist_chunks::PersistChunks;
+use crate::oracles::raft::Raft;
 use crate::rng::Rng;
+use crate::world::damage::{damage, victims};
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, Options, Role, World};
 use crate::{stats, trace};
@@ -20,7 +23,7 @@ use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use mooseng::namespace;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,46 +65,80 @@ const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
 async fn run(seed: u64) {
+    work(options(seed)).await;
+}
+
+/// Half of the runs with copies, a few of them single; erasure coding where there are enough servers.
+pub(super) fn options(seed: u64) -> Options {
     let options = Options::draw(seed);
-    // Half of the runs with copies, a few of them single; erasure coding where there are enough servers.
     let (data, parity) = match (seed % 4, options.chunkservers >= 6) {
         (0, true) => (4, 2),
         _ => (1, options.parity),
     };
-    let world = World::new(Options { data, parity, ..options });
+    Options { data, parity, ..options }
+}
+
+/// The whole run.
+pub(super) async fn work(options: Options) {
+    let world = World::new(options);
     let cluster = Cluster::default();
-    let watching = cluster.clone();
-    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
-    world.frames.watch(PersistChunks::new(&world));
-    cluster.add(&world);
+    let lost = Arc::new(AtomicUsize::new(0));
+    watch(&world, &cluster, &lost);
     cluster.form(&world).await;
     let (ledger, calm) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
+    add_clients(&world, &ledger, &calm);
+    tokio::spawn(world.clone().supervise());
+    let time = Duration::from_millis(world.options.chaos_ms);
+    let operator = Hands {
+        cluster: cluster.clone(),
+        world: world.clone(),
+        lost: Box::new(move |_| _ = lost.fetch_add(1, Ordering::Relaxed)),
+    };
+    tokio::spawn(damage(world.clone(), Arc::new(operator), time));
+    chaos(world.clone(), Budget::of(&world), time).await;
+    world.heal().await;
+    serves_again().await;
+    calm.store(true, Ordering::Relaxed);
+    audit(&world, &cluster, &ledger).await;
+    for name in world.names(Role::Client) {
+        world.kill(&name);
+    }
+    cluster.converge(&world).await;
+    check(&world, &cluster);
+    chunks::check(&world, &cluster).await;
+    world.count_disk_faults();
+}
+
+/// The oracles that watch; `lost` counts masters that lost their disk.
+fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) {
+    let (watching, lost) = (cluster.clone(), lost.clone());
+    // What a master that lost its disk had promised is promised by the others alone.
+    let majority = move |leader: &str| {
+        watching.majority(leader).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
+    };
+    world.frames.watch(Persist::new(world, majority));
+    let raft = Raft::new(world);
+    world.frames.watch(raft.clone());
+    cluster.appliers.add(Arc::new(raft));
+    cluster.add(world);
+    world.frames.watch(PersistChunks::new(world).sparing(victims(world)));
+}
+
+fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
     for number in 1..=world.options.clients {
         let (ledger, calm, seed) = (ledger.clone(), calm.clone(), world.options.seed);
-        mount(&world, number, move |context, config| {
+        mount(world, number, move |context, config| {
             let (ledger, calm) = (ledger.clone(), calm.clone());
             Box::pin(async move {
                 ledger.died(&format!("{}-", context.name));
                 let client = connect(&context, &config).await;
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
-                Worker { context, client, ledger, calm, rng, open: vec![], files: 0 }.run().await
+                let (open, files, failures) = (vec![], 0, 0);
+                Worker { context, client, ledger, calm, rng, open, files, failures }.run().await
             })
         });
     }
-    tokio::spawn(world.clone().supervise());
-    let time = Duration::from_millis(world.options.chaos_ms);
-    chaos(world.clone(), Budget::of(&world), time).await;
-    world.heal().await;
-    serves_again().await;
-    calm.store(true, Ordering::Relaxed);
-    audit(&world, &ledger).await;
-    for name in world.names(Role::Client) {
-        world.kill(&name);
-    }
-    cluster.converge(&world).await;
-    check(&world, &cluster);
-    world.count_disk_faults();
 }
 
 /// O7: fsyncs are acknowledged again soon after healing.
@@ -127,15 +164,21 @@ fn check(world: &World, cluster: &Cluster) {
 }
 
 /// A new mount, without caches, reads everything that was ever promised.
-async fn audit(world: &Arc<World>, ledger: &Ledger) {
+async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger) {
     let done = Arc::new(Mutex::new(false));
     let (ledger, finished) = (ledger.clone(), done.clone());
+    let (own, cluster) = (Arc::downgrade(world), cluster.clone());
     mount(world, 100, move |context, config| {
         let (ledger, finished) = (ledger.clone(), finished.clone());
+        let (own, cluster) = (own.clone(), cluster.clone());
         Box::pin(async move {
             let client = connect(&context, &config).await;
             for name in ledger.names() {
-                audit_file(&client, &ledger, &name).await;
+                if let Err(errno) = audit_file(&client, &ledger, &name).await {
+                    let world = own.upgrade().expect("the world outlives its machines");
+                    let chunks = chunks::diagnosis(&world, &cluster);
+                    violation("O3", format!("audit: {name} can not be read: {errno:?}; {chunks}"));
+                }
             }
             *finished.lock().expect("audit") = true;
         })
@@ -149,31 +192,27 @@ async fn audit(world: &Arc<World>, ledger: &Ledger) {
     stuck("O7", "the audit does not end within 180 s of healing");
 }
 
-async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) {
+async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) -> Result<(), Errno> {
     // A directory read ahead may be as old as the entries' time to live.
     client.drop_caches();
     let (floors, before) = (ledger.floors(name), ledger.existence(name));
     let found = client.lookup(ROOT, name.as_bytes()).await;
     match found {
         Ok(_) => ledger.check_name("audit", name, before, true),
-        Err(Errno::ENOENT) => return ledger.check_name("audit", name, before, false),
+        Err(Errno::ENOENT) => {
+            ledger.check_name("audit", name, before, false);
+            return Ok(());
+        }
         Err(errno) => violation("O7", format!("audit: lookup of {name}: {errno:?}")),
     }
-    let Ok(attr) = found else { return };
-    let read = read_whole(client, InodeId(attr.inode)).await;
-    match read {
-        Ok(bytes) => {
-            stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
-            if (bytes.len() as u64) < attr.size {
-                violation(
-                    "O2",
-                    format!("audit: {name} of {} bytes ends at {}", attr.size, bytes.len()),
-                );
-            }
-            ledger.check("audit", name, 0, &padded(bytes), &floors, false);
-        }
-        Err(errno) => violation("O3", format!("audit: {name} can not be read: {errno:?}")),
+    let attr = found?;
+    let bytes = read_whole(client, InodeId(attr.inode)).await?;
+    stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+    if (bytes.len() as u64) < attr.size {
+        violation("O2", format!("audit: {name} of {} bytes ends at {}", attr.size, bytes.len()));
     }
+    ledger.check("audit", name, 0, &padded(bytes), &floors, false);
+    Ok(())
 }
 
 /// Nothing lies beyond the end: as zeros, which no floor accepts.
@@ -204,6 +243,8 @@ struct Worker {
     rng: Rng,
     open: Vec<Open>,
     files: u32,
+    /// Write-backs that had failed when this was last asked.
+    failures: u64,
 }
 
 impl Worker {
@@ -305,8 +346,17 @@ impl Worker {
             Err(errno) => return self.heed(&name, Err(errno)),
         };
         stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+        self.notice_failures();
         self.ledger.check(&self.context.name, &name, first, &bytes, &floors, true);
         Ok(())
+    }
+
+    /// What the session's end took is lost before the next fsync says so.
+    fn notice_failures(&mut self) {
+        let failures = self.client.stats().failed_writebacks;
+        if std::mem::replace(&mut self.failures, failures) != failures {
+            self.open.iter().for_each(|open| self.ledger.failed(&open.name));
+        }
     }
 
     async fn read_other(&mut self) -> Result<(), Errno> {

@@ -1,6 +1,7 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod cluster_chaos;
+mod damage_chaos;
 mod disk_model;
 mod erasure_model;
 mod failover;
@@ -24,6 +25,7 @@ pub const ALL: &[Scenario] = &[
     cluster_chaos::SCENARIO,
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
+    damage_chaos::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,

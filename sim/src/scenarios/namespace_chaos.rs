@@ -5,10 +5,12 @@
 //! O12, O13 (log, votes), O10, and after healing O7. Not checked: file data.
 
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::failure::violation;
 use crate::harness::Scenario;
+use crate::oracles::liveness::{LEADER, Liveness, within};
 use crate::oracles::namespace::Namespace;
 use crate::oracles::persist::Persist;
+use crate::oracles::raft::Raft;
 use crate::rng::Rng;
 use crate::stats;
 use crate::trace;
@@ -35,6 +37,9 @@ pub const SCENARIO: Scenario = Scenario {
         "O1 changes nobody heard of",
         "O1 reads checked",
         "O1 repeated operations",
+        "O5 entries checked",
+        "O5 entries applied",
+        "O5 votes checked",
         "O13 votes checked",
         "O13 commits checked",
         "fault: kill",
@@ -102,18 +107,25 @@ async fn run(seed: u64) {
     let watching = cluster.clone();
     world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
     world.frames.watch(oracle.clone());
+    let raft = Raft::new(&world);
+    world.frames.watch(raft.clone());
+    cluster.appliers.add(Arc::new(raft));
     cluster.appliers.add(Arc::new(oracle.clone()));
     cluster.add(&world);
     cluster.form(&world).await;
     let (known, calm) = (Known::default(), Arc::new(AtomicBool::new(false)));
+    let liveness = Liveness::default();
     for number in 1..=world.options.clients {
-        add_client(&world, number, &known, &calm);
+        add_client(&world, number, (&known, &calm, &liveness));
     }
     tokio::spawn(world.clone().supervise());
     let time = Duration::from_millis(world.options.chaos_ms);
     chaos(world.clone(), Budget::of(&world), time).await;
     world.heal().await;
-    serves_again(&world).await;
+    let healed = trace::now_ns();
+    let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
+    within("ms until a leader serves", LEADER, healed, leads).await;
+    liveness.all_served(&world.names(Role::Client), healed).await;
     calm.store(true, Ordering::Relaxed);
     cluster.converge(&world).await;
     for name in world.names(Role::Client) {
@@ -129,10 +141,15 @@ async fn run(seed: u64) {
     world.count_disk_faults();
 }
 
-fn add_client(world: &Arc<World>, number: u32, known: &Known, calm: &Arc<AtomicBool>) {
-    let (known, calm, seed) = (known.clone(), calm.clone(), world.options.seed);
+fn add_client(
+    world: &Arc<World>,
+    number: u32,
+    (known, calm, liveness): (&Known, &Arc<AtomicBool>, &Liveness),
+) {
+    let (known, calm, liveness) = (known.clone(), calm.clone(), liveness.clone());
+    let seed = world.options.seed;
     mount(world, number, move |context, config| {
-        let (known, calm) = (known.clone(), calm.clone());
+        let (known, calm, liveness) = (known.clone(), calm.clone(), liveness.clone());
         Box::pin(async move {
             let client = connect(&context, &config).await;
             for caller in 0..CALLERS {
@@ -142,6 +159,7 @@ fn add_client(world: &Arc<World>, number: u32, known: &Known, calm: &Arc<AtomicB
                     client: client.clone(),
                     known: known.clone(),
                     calm: calm.clone(),
+                    liveness: liveness.clone(),
                     rng: Rng::new(seed).fork(&name),
                     open: None,
                 };
@@ -152,25 +170,13 @@ fn add_client(world: &Arc<World>, number: u32, known: &Known, calm: &Arc<AtomicB
     });
 }
 
-/// O7: operations are acknowledged again soon after healing.
-async fn serves_again(world: &World) {
-    let (before, healed) = (stats::get(stats::OPERATIONS), trace::now_ns());
-    for _ in 0..600 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if stats::get(stats::OPERATIONS) > before + 10 * u64::from(world.options.clients) {
-            stats::add("ms until served again", (trace::now_ns() - healed) / 1_000_000);
-            return;
-        }
-    }
-    stuck("O7", "no operations acknowledged within 60 s of healing");
-}
-
 /// One caller of a mount.
 struct Caller {
     context: NodeContext,
     client: Arc<Client>,
     known: Known,
     calm: Arc<AtomicBool>,
+    liveness: Liveness,
     rng: Rng,
     open: Option<Handle>,
 }
@@ -185,20 +191,21 @@ impl Caller {
             if self.context.skips() {
                 continue;
             }
-            let since = trace::now_ns();
+            let began = trace::now_ns();
             let (what, outcome) = match self.rng.below(100) {
                 0..25 => ("make", self.make().await),
                 25..55 => ("rename or remove", self.rename_or_remove().await),
                 55..75 => ("change", self.change().await),
                 _ => ("look", self.look().await),
             };
-            self.context.did(since, what, &format!("{outcome:?}"));
-            match outcome {
-                Ok(()) => stats::count(stats::OPERATIONS),
-                Err(Errno::EIO) => self.context.say("an operation has no outcome"),
-                // What the masters refused is an answer like any other.
-                Err(_) => stats::count(stats::OPERATIONS),
+            self.context.did(began, what, &format!("{outcome:?}"));
+            if outcome == Err(Errno::EIO) {
+                self.context.say("an operation has no outcome");
+                continue;
             }
+            // What the masters refused is an answer like any other.
+            stats::count(stats::OPERATIONS);
+            self.liveness.served(&self.context.name, began);
         }
     }
 

@@ -10,6 +10,7 @@ use mooseng::checksum::crc32c;
 use mooseng::wire::calls;
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::{self, FrameInfo, Hook, Verdict};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub struct Frames {
     options: NetOptions,
     quiet: AtomicBool,
     watchers: RwLock<Vec<Box<dyn Watcher>>>,
+    /// Sending machine and receiving address between which every frame vanishes.
+    holes: Mutex<BTreeSet<(String, String)>>,
 }
 
 struct Hooked(Arc<Frames>);
@@ -39,6 +42,7 @@ impl Frames {
             options,
             quiet: AtomicBool::new(false),
             watchers: RwLock::new(Vec::new()),
+            holes: Mutex::default(),
         });
         hook::install(Box::new(Hooked(frames.clone())));
         frames
@@ -47,6 +51,17 @@ impl Frames {
     /// From now on nothing happens to frames.
     pub fn quiet(&self) {
         self.quiet.store(true, Ordering::Relaxed);
+    }
+
+    /// Frames from these machines to these addresses vanish until further notice; connections stay.
+    pub(super) fn set_holes(&self, change: impl FnOnce(&mut BTreeSet<(String, String)>)) {
+        change(&mut self.holes.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn vanishes(&self, node: &str, remote: &str) -> bool {
+        let holes = self.holes.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = remote.split(':').next().unwrap_or_default();
+        !holes.is_empty() && holes.contains(&(node.to_owned(), address.to_owned()))
     }
 
     /// Shows every frame to an oracle.
@@ -140,6 +155,10 @@ impl Hook for Hooked {
         let node = node::here();
         record("send", &node, frame);
         self.0.show(|watcher| watcher.sent(&node, frame));
+        if self.0.vanishes(&node, frame.remote) {
+            stats::count("fault: frame vanished");
+            return Verdict::Drop;
+        }
         self.0.verdict(&node, frame)
     }
 

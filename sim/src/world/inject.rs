@@ -263,7 +263,7 @@ fn down_inside(
 }
 
 /// Does something after so many milliseconds.
-fn later<F>(ms: u64, work: F)
+pub(super) fn later<F>(ms: u64, work: F)
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -2,6 +2,7 @@
 //! to them. Everything is drawn from the seed; one process runs one world.
 
 mod clocks;
+pub mod damage;
 pub mod frames;
 pub mod inject;
 mod net;
@@ -9,7 +10,7 @@ mod node;
 pub mod options;
 
 pub use frames::Frames;
-pub use node::{NodeContext, NodeSpec, Power, Role, StartFn};
+pub use node::{NodeContext, NodeSpec, Power, Role, StartFn, here};
 pub use options::{FaultKind, Options};
 
 use crate::rng::Rng;
@@ -107,7 +108,20 @@ impl World {
 
     /// The machine's disks.
     pub fn disks(&self, name: &str) -> Vec<Arc<crate::disk::SimDisk>> {
-        self.node(name).disks().to_vec()
+        self.node(name).disks()
+    }
+
+    /// Puts another disk into a machine that is off; the old one is returned.
+    pub fn replace_disk(
+        &self,
+        name: &str,
+        index: usize,
+        new: Arc<crate::disk::SimDisk>,
+    ) -> Arc<crate::disk::SimDisk> {
+        let node = self.node(name);
+        assert!(matches!(node.power(), Power::Down | Power::Off), "{name} runs");
+        trace::line(name, &format!("disk {index} is now {}", new.name()));
+        node.replace_disk(index, new)
     }
 
     /// The number of starts of the machine's process so far.
@@ -136,7 +150,8 @@ impl World {
         if node.power() == Power::Off {
             return;
         }
-        let unsynced = node.disks().iter().map(|disk| disk.unsynced());
+        let disks = node.disks();
+        let unsynced = disks.iter().map(|disk| disk.unsynced());
         let (sectors, names) = unsynced.fold((0, 0), |all, disk| (all.0 + disk.0, all.1 + disk.1));
         trace::say(
             Kind::PowerLoss,
@@ -144,7 +159,7 @@ impl World {
             &format!("loses power, un-synced: {sectors} sectors, {names} names"),
         );
         node.fence();
-        node.disks().iter().for_each(|disk| disk.power_loss());
+        disks.iter().for_each(|disk| disk.power_loss());
         // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
         self.handle.pause(node.id());
         NetSim::current().clog_node(node.id());
@@ -202,6 +217,7 @@ impl World {
         trace::say(Kind::Phase, "world", "heals");
         plan::healed();
         self.frames.quiet();
+        self.no_holes();
         self.join_all();
         self.usual_latency();
         for name in self.all_names() {
@@ -240,10 +256,12 @@ impl World {
                 stats::add("fault: lost sectors", counters.sectors_lost);
                 stats::add("fault: lost names", counters.names_lost);
                 stats::add("fault: slow disk calls", counters.slow);
-                stats::add(
-                    "fault: EIO",
-                    counters.read_eio + counters.write_eio + counters.sync_eio,
-                );
+                stats::add("fault: EIO on read", counters.read_eio);
+                stats::add("fault: EIO on write", counters.write_eio);
+                stats::add("fault: EIO on fsync", counters.sync_eio);
+                stats::add("fault: no space", counters.enospc);
+                stats::add("fault: misdirected write", counters.misdirected);
+                stats::add("fault: bytes rotted", counters.rotten);
             }
         }
     }

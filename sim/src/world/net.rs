@@ -26,6 +26,18 @@ impl World {
         self.links(b, a, |net, a, b| net.unclog_link(a, b));
     }
 
+    /// Frames from machines of `from` to those of `to` vanish; nobody is told.
+    pub fn hole(&self, from: &[String], to: &[String]) {
+        let to: Vec<String> = to.iter().map(|name| self.node(name).ip().to_string()).collect();
+        let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (a.clone(), b.clone())));
+        self.frames.set_holes(|holes| holes.extend(pairs));
+    }
+
+    /// Frames arrive again.
+    pub fn no_holes(&self) {
+        self.frames.set_holes(std::collections::BTreeSet::clear);
+    }
+
     /// Mends every link.
     pub fn join_all(&self) {
         let all = self.all_names();

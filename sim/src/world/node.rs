@@ -110,6 +110,8 @@ struct State {
 
 struct Shared {
     spec: NodeSpec,
+    /// Those in it now.
+    disks: Mutex<Vec<Arc<SimDisk>>>,
     state: Mutex<State>,
     world: Weak<World>,
 }
@@ -117,6 +119,10 @@ struct Shared {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disks(&self) -> Vec<Arc<SimDisk>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn begin(&self) -> NodeContext {
@@ -127,7 +133,8 @@ impl Shared {
             state.incarnation += 1;
             state.incarnation
         };
-        let NodeSpec { name, ip, disks, .. } = &self.spec;
+        let NodeSpec { name, ip, .. } = &self.spec;
+        let disks = self.disks();
         disks.iter().for_each(|disk| disk.fence(incarnation));
         let disks = disks.iter().map(|disk| disk.handle(incarnation)).collect();
         trace::say(Kind::Starts, name, &format!("starts, incarnation {incarnation}"));
@@ -138,7 +145,7 @@ impl Shared {
     fn end(&self) {
         trace::say(Kind::Ends, &self.spec.name, "process ends");
         let mut state = self.state();
-        for disk in &self.spec.disks {
+        for disk in &self.disks() {
             disk.fence(state.incarnation + 1);
             disk.crash();
         }
@@ -168,7 +175,8 @@ impl Node {
             watch(disk, format!("{name}/{index}"));
         }
         let state = State { power: Power::Down, incarnation: 0, exited: false };
-        let shared = Arc::new(Shared { spec, state: Mutex::new(state), world });
+        let disks = Mutex::new(spec.disks.clone());
+        let shared = Arc::new(Shared { spec, disks, state: Mutex::new(state), world });
         let process = shared.clone();
         let built = handle.create_node().name(&name).ip(ip).init(move || {
             let (shared, context) = (process.clone(), process.begin());
@@ -193,12 +201,24 @@ impl Node {
         &self.shared.spec.name
     }
 
+    pub(super) fn ip(&self) -> Ipv4Addr {
+        self.shared.spec.ip
+    }
+
     pub(super) fn role(&self) -> Role {
         self.shared.spec.role
     }
 
-    pub(super) fn disks(&self) -> &[Arc<SimDisk>] {
-        &self.shared.spec.disks
+    pub(super) fn disks(&self) -> Vec<Arc<SimDisk>> {
+        self.shared.disks()
+    }
+
+    /// Takes a disk out and puts another in; the machine must be off. The old one is returned.
+    pub(super) fn replace_disk(&self, index: usize, new: Arc<SimDisk>) -> Arc<SimDisk> {
+        new.fence(self.incarnation());
+        watch(&new, format!("{}/{index}", self.name()));
+        let mut disks = self.shared.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut disks[index], new)
     }
 
     pub(super) fn power(&self) -> Power {

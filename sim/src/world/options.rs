@@ -1,5 +1,6 @@
 //! Everything that a run may choose, drawn from the seed into one struct that is printed whole.
 
+use super::damage::DamageOptions;
 use crate::rng::{Ratio, Rng};
 use mooseng::limits::Limits;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub struct Options {
     pub clock: ClockOptions,
     /// What is injected.
     pub faults: FaultOptions,
+    /// Damage beyond crashes.
+    #[serde(default)]
+    pub damage: DamageOptions,
 }
 
 /// Latency of messages, and what happens to single frames.
@@ -151,6 +155,7 @@ impl Options {
                 drift_ppm_max: *rng.pick(&[0, 100, 500]),
             },
             faults: FaultOptions { pause_ms: rng.range(150, 1_500), kinds },
+            damage: DamageOptions::default(),
         }
     }
 

@@ -1,0 +1,66 @@
+//! O7, bounds on how soon after healing things work again: a leader, then every client, then convergence.
+//!
+//! Not checked: how fast anything is while faults strike; that a bound holds for machines that are not healed.
+
+use crate::failure::stuck;
+use crate::stats;
+use crate::trace;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A leader serves.
+pub const LEADER: Duration = Duration::from_secs(2);
+/// Every client is served.
+pub const CLIENTS: Duration = Duration::from_secs(5);
+/// Everything is whole.
+pub const CONVERGED: Duration = Duration::from_secs(60);
+
+/// When each client was last served, and the moment of healing.
+#[derive(Clone, Default)]
+pub struct Liveness(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Liveness {
+    /// An operation of this client that began after `since` was answered.
+    pub fn served(&self, client: &str, since_ns: u64) {
+        let mut served = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = served.entry(client.to_owned()).or_default();
+        *latest = since_ns.max(*latest);
+    }
+
+    /// Clients that have not been served by something that began after `since`.
+    fn waiting(&self, clients: &[String], since_ns: u64) -> Vec<String> {
+        let served = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |name: &&String| served.get(*name).is_none_or(|at| *at < since_ns);
+        clients.iter().filter(waits).cloned().collect()
+    }
+
+    /// Waits until every client has been served since `healed_ns`, at most [`CLIENTS`].
+    pub async fn all_served(&self, clients: &[String], healed_ns: u64) {
+        let who = || {
+            let waiting = self.waiting(clients, healed_ns);
+            if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?} are not served")) }
+        };
+        within("ms until all clients served", CLIENTS, healed_ns, who).await;
+    }
+}
+
+/// Waits until `done`, whose error says what is missing; fails when it takes longer than `bound` from
+/// `since_ns`. What it took goes into the counter `name`.
+pub async fn within(
+    name: &str,
+    bound: Duration,
+    since_ns: u64,
+    done: impl Fn() -> Result<(), String>,
+) {
+    loop {
+        let passed = Duration::from_nanos(trace::now_ns() - since_ns);
+        match done() {
+            Ok(()) => return stats::add(name, passed.as_millis() as u64),
+            Err(why) if passed > bound => {
+                stuck("O7", format!("{bound:?} after healing: {why}"));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

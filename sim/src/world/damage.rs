@@ -1,0 +1,380 @@
+//! Damage beyond crashes: disks that fail, fill up, rot or are lost with all they held, frames that vanish
+//! without a word, clients that freeze for longer than their session lives, machines that come and go.
+//!
+//! The budget is computed beforehand. What is lost for good (rot, misdirected writes, lost disks) strikes only
+//! a fixed set of chunkservers, as many as a stripe has parity shards, and at most one master of three or more
+//! loses its disk: whatever was acknowledged always has enough good copies on the others.
+
+use super::World;
+use super::inject::later;
+use super::node::{Power, Role};
+use crate::disk::SimDisk;
+use crate::rng::{Ratio, Rng};
+use crate::{stats, trace};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A new disk's size, bytes.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// What else can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DamageKind {
+    /// Frames between two groups vanish, both ways; connections stay.
+    BlackHole,
+    /// Frames in one direction vanish.
+    HalfOpen,
+    /// A chunkserver's next fsyncs fail; it is restarted later.
+    SyncEio,
+    /// A chunkserver's next writes fail; it is restarted later.
+    WriteEio,
+    /// Some reads of a chunkserver fail for a while.
+    ReadEio,
+    /// A master's next write or fsync fails, which ends it.
+    MasterEio,
+    /// A chunkserver's disk is full for a while.
+    FullDisk,
+    /// Bytes of a chunkserver's files flip.
+    Rot,
+    /// A chunkserver's next writes go elsewhere in their file.
+    Misdirect,
+    /// A chunkserver comes back with an empty disk.
+    LoseDisk,
+    /// A chunkserver comes back with a disk it had before.
+    OldDisk,
+    /// A client stops for longer than its session lives.
+    Freeze,
+    /// A master loses its disk and joins anew.
+    LoseMaster,
+    /// A master joins.
+    AddMaster,
+    /// A chunkserver joins.
+    AddServer,
+}
+
+impl DamageKind {
+    /// All of them.
+    pub const ALL: [DamageKind; 15] = [
+        DamageKind::BlackHole,
+        DamageKind::HalfOpen,
+        DamageKind::SyncEio,
+        DamageKind::WriteEio,
+        DamageKind::ReadEio,
+        DamageKind::MasterEio,
+        DamageKind::FullDisk,
+        DamageKind::Rot,
+        DamageKind::Misdirect,
+        DamageKind::LoseDisk,
+        DamageKind::OldDisk,
+        DamageKind::Freeze,
+        DamageKind::LoseMaster,
+        DamageKind::AddMaster,
+        DamageKind::AddServer,
+    ];
+
+    /// The counter that shows that it was injected.
+    pub fn counter(self) -> &'static str {
+        match self {
+            DamageKind::BlackHole => "damage: black hole",
+            DamageKind::HalfOpen => "damage: half open",
+            DamageKind::SyncEio => "damage: fsync fails",
+            DamageKind::WriteEio => "damage: write fails",
+            DamageKind::ReadEio => "damage: reads fail",
+            DamageKind::MasterEio => "damage: a master's disk fails",
+            DamageKind::FullDisk => "damage: disk full",
+            DamageKind::Rot => "damage: rot",
+            DamageKind::Misdirect => "damage: misdirected writes",
+            DamageKind::LoseDisk => "damage: disk lost",
+            DamageKind::OldDisk => "damage: old disk returns",
+            DamageKind::Freeze => "damage: client frozen",
+            DamageKind::LoseMaster => "damage: master wiped",
+            DamageKind::AddMaster => "damage: master added",
+            DamageKind::AddServer => "damage: chunkserver added",
+        }
+    }
+}
+
+/// What a run does of this.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DamageOptions {
+    /// Mean pause between two strikes, milliseconds.
+    pub pause_ms: u64,
+    /// Kinds that are on.
+    pub kinds: Vec<DamageKind>,
+    /// Chunkservers that may lose for good what they hold.
+    pub victims: u32,
+}
+
+impl DamageOptions {
+    /// Draws a run's choices; each kind is off in half of the runs.
+    pub fn draw(seed: u64, parity: u32) -> DamageOptions {
+        let mut rng = Rng::new(seed).fork("damage options");
+        let mut kinds = DamageKind::ALL.to_vec();
+        kinds.retain(|_| rng.chance(1, 2));
+        let victims = rng.range(0, u64::from(parity) + 1).max(u64::from(parity.min(1))) as u32;
+        DamageOptions { pause_ms: rng.range(200, 1_500), kinds, victims }
+    }
+}
+
+/// What only an operator of the cluster can do.
+pub trait Operator: Send + Sync + 'static {
+    /// A master of this number joins.
+    fn add_master(&self, number: u32);
+    /// A chunkserver of this number joins.
+    fn add_server(&self, number: u32);
+    /// This master has lost its disk: the member it was must go.
+    fn master_lost(&self, name: &str);
+}
+
+/// Chunkservers that may lose what they hold.
+pub fn victims(world: &World) -> Vec<String> {
+    let mut servers = world.names(Role::Chunkserver);
+    world.rng("victims").shuffle(&mut servers);
+    servers.truncate(world.options.damage.victims as usize);
+    servers
+}
+
+/// Strikes until the time is over.
+pub async fn damage(world: Arc<World>, operator: Arc<dyn Operator>, time: Duration) {
+    let options = world.options.damage.clone();
+    let (rng, victims) = (world.rng("damage"), victims(&world));
+    trace::line("world", &format!("may lose what they hold: {}", victims.join(",")));
+    let end = trace::now_ns() + time.as_nanos() as u64;
+    let once = vec![DamageKind::LoseMaster, DamageKind::AddMaster, DamageKind::AddServer];
+    let mut hand = Hand { world, operator, rng, victims, old: None, once, end };
+    loop {
+        let pause = hand.rng.range(1, 2 * options.pause_ms.max(1));
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if trace::now_ns() >= end || options.kinds.is_empty() {
+            return;
+        }
+        let kind = *hand.rng.pick(&options.kinds);
+        if hand.strike(kind) {
+            stats::count(kind.counter());
+        }
+    }
+}
+
+struct Hand {
+    world: Arc<World>,
+    operator: Arc<dyn Operator>,
+    rng: Rng,
+    /// Chunkservers that may lose what they hold.
+    victims: Vec<String>,
+    /// A disk taken out, and of which machine.
+    old: Option<(String, Arc<SimDisk>)>,
+    /// What happens once a run.
+    once: Vec<DamageKind>,
+    /// When the world heals.
+    end: u64,
+}
+
+impl Hand {
+    /// Does one thing; false if the state of the world does not allow it.
+    fn strike(&mut self, kind: DamageKind) -> bool {
+        match kind {
+            DamageKind::BlackHole => self.hole(true),
+            DamageKind::HalfOpen => self.hole(false),
+            DamageKind::SyncEio => self.broken_server(kind),
+            DamageKind::WriteEio => self.broken_server(kind),
+            DamageKind::ReadEio => self.failing_reads(),
+            DamageKind::MasterEio => self.broken_master(),
+            DamageKind::FullDisk => self.full_disk(),
+            DamageKind::Rot => self.rot(),
+            DamageKind::Misdirect => self.misdirect(),
+            DamageKind::LoseDisk | DamageKind::OldDisk => self.other_disk(kind),
+            DamageKind::Freeze => self.freeze(),
+            DamageKind::LoseMaster => self.lose_master(),
+            DamageKind::AddMaster | DamageKind::AddServer => self.add(kind),
+        }
+    }
+
+    fn one_up(&mut self, names: &[String]) -> Option<String> {
+        let up: Vec<&String> =
+            names.iter().filter(|name| self.world.power(name) == Power::Up).collect();
+        (!up.is_empty()).then(|| (*self.rng.pick(&up)).clone())
+    }
+
+    fn disk(&self, name: &str) -> Arc<SimDisk> {
+        self.world.disks(name)[0].clone()
+    }
+
+    fn hole(&mut self, both: bool) -> bool {
+        let mut from = self.world.all_names();
+        self.rng.shuffle(&mut from);
+        let to = from.split_off(self.rng.range(1, from.len() as u64) as usize);
+        trace::line("net", &format!("{} -> {} vanishes", from.join(","), to.join(",")));
+        self.world.hole(&from, &to);
+        if both {
+            self.world.hole(&to, &from);
+        }
+        let (world, ms) = (self.world.clone(), self.rng.range(20, 3_500));
+        later(ms, async move { world.no_holes() });
+        true
+    }
+
+    /// A disk fails once or twice; the machine is restarted, as an operator would.
+    fn broken_server(&mut self, kind: DamageKind) -> bool {
+        let servers = self.world.names(Role::Chunkserver);
+        let Some(name) = self.one_up(&servers) else { return false };
+        let (count, disk) = (self.rng.range(1, 3) as u32, self.disk(&name));
+        trace::line(&name, &format!("{kind:?}, {count} times"));
+        disk.set_faults(|faults| match kind {
+            DamageKind::SyncEio => faults.next_sync_eio = count,
+            _ => faults.next_write_eio = count,
+        });
+        let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000));
+        let end = self.end;
+        later(ms, async move {
+            if trace::now_ns() > end {
+                return;
+            }
+            world.kill(&name);
+            world.disks(&name)[0].set_faults(|faults| {
+                (faults.next_sync_eio, faults.next_write_eio) = (0, 0);
+            });
+            world.restart(&name).await;
+        });
+        true
+    }
+
+    fn failing_reads(&mut self) -> bool {
+        let servers = self.world.names(Role::Chunkserver);
+        let Some(name) = self.one_up(&servers) else { return false };
+        let disk = self.disk(&name);
+        let ratio = Ratio::one_in(self.rng.range(1, 6) as u32);
+        trace::line(&name, "reads fail");
+        disk.set_faults(|faults| faults.read_eio = ratio);
+        later(self.rng.range(50, 2_500), async move {
+            disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
+        });
+        true
+    }
+
+    /// A master whose disk fails ends, and is started again by its supervisor.
+    fn broken_master(&mut self) -> bool {
+        let masters = self.world.names(Role::Master);
+        let away = masters.iter().filter(|name| self.world.power(name) != Power::Up).count();
+        let Some(name) = self.one_up(&masters) else { return false };
+        if masters.len() > 1 && away >= (masters.len() - 1) / 2 {
+            return false;
+        }
+        let (disk, write) = (self.disk(&name), self.rng.chance(1, 3));
+        trace::line(&name, "its disk fails once");
+        disk.set_faults(|faults| match write {
+            true => faults.next_write_eio = 1,
+            false => faults.next_sync_eio = 1,
+        });
+        true
+    }
+
+    fn full_disk(&mut self) -> bool {
+        let servers = self.world.names(Role::Chunkserver);
+        let Some(name) = self.one_up(&servers) else { return false };
+        trace::line(&name, "its disk is full");
+        let disk = self.disk(&name);
+        disk.set_faults(|faults| faults.full = true);
+        later(self.rng.range(100, 3_000), async move {
+            disk.set_faults(|faults| faults.full = false);
+        });
+        true
+    }
+
+    fn rot(&mut self) -> bool {
+        let victims = self.victims.clone();
+        let Some(name) = self.one_up(&victims) else { return false };
+        let disk = self.disk(&name);
+        let paths = disk.paths();
+        let paths: Vec<&String> = paths.iter().filter(|path| path.ends_with(".dat")).collect();
+        if paths.is_empty() {
+            return false;
+        }
+        for _ in 0..self.rng.range(1, 6) {
+            let path = *self.rng.pick(&paths);
+            let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
+            let (at, mask) = (self.rng.below(len.max(1)), 1 << self.rng.below(8));
+            disk.rot(path, at, mask);
+        }
+        trace::line(&name, "bytes rot");
+        true
+    }
+
+    fn misdirect(&mut self) -> bool {
+        let victims = self.victims.clone();
+        let Some(name) = self.one_up(&victims) else { return false };
+        let count = self.rng.range(1, 4) as u32;
+        trace::line(&name, &format!("{count} writes go elsewhere"));
+        self.disk(&name).set_faults(|faults| faults.next_misdirect = count);
+        true
+    }
+
+    fn other_disk(&mut self, kind: DamageKind) -> bool {
+        let victims = self.victims.clone();
+        let Some(name) = self.one_up(&victims) else { return false };
+        let new = match (kind, self.old.take()) {
+            (DamageKind::OldDisk, Some((of, old))) if of == name => old,
+            (DamageKind::OldDisk, other) => {
+                self.old = other;
+                return false;
+            }
+            _ => {
+                let seed = self.rng.u64();
+                SimDisk::new(&format!("{name} new {}", seed & 0xffff), DISK_BYTES, seed)
+            }
+        };
+        self.world.power_loss(&name);
+        self.old = Some((name.clone(), self.world.replace_disk(&name, 0, new)));
+        self.back_later(name, 2_000);
+        true
+    }
+
+    fn back_later(&mut self, name: String, ms_max: u64) {
+        let (world, ms) = (self.world.clone(), self.rng.range(50, ms_max));
+        later(ms, async move { world.restart(&name).await });
+    }
+
+    fn freeze(&mut self) -> bool {
+        let clients = self.world.names(Role::Client);
+        let Some(name) = self.one_up(&clients) else { return false };
+        let ttl = self.world.limits().session_ttl.as_millis() as u64;
+        self.world.pause(&name);
+        let (world, ms) = (self.world.clone(), ttl + self.rng.range(500, 4_000));
+        later(ms, async move { world.resume(&name) });
+        true
+    }
+
+    fn first_time(&mut self, kind: DamageKind) -> bool {
+        let before = self.once.len();
+        self.once.retain(|left| *left != kind);
+        self.once.len() < before
+    }
+
+    fn lose_master(&mut self) -> bool {
+        let masters = self.world.names(Role::Master);
+        let all_up = masters.iter().all(|name| self.world.power(name) == Power::Up);
+        if masters.len() < 3 || !all_up || !self.first_time(DamageKind::LoseMaster) {
+            return false;
+        }
+        let (name, seed) = (self.rng.pick(&masters).clone(), self.rng.u64());
+        self.world.power_loss(&name);
+        let new = SimDisk::new(&format!("{name} new"), DISK_BYTES, seed);
+        self.world.replace_disk(&name, 0, new);
+        self.operator.master_lost(&name);
+        self.back_later(name, 3_000);
+        true
+    }
+
+    fn add(&mut self, kind: DamageKind) -> bool {
+        if !self.first_time(kind) {
+            return false;
+        }
+        match kind {
+            DamageKind::AddMaster => {
+                self.operator.add_master(self.world.names(Role::Master).len() as u32 + 1);
+            }
+            _ => self.operator.add_server(self.world.names(Role::Chunkserver).len() as u32 + 1),
+        }
+        true
+    }
+}
