@@ -301,6 +301,8 @@ impl Client {
             };
             let before = file.dirty_bytes();
             file.flights.remove(at);
+            let (number, upto) = (flight.number, flight.upto);
+            tracing::trace!(inode = %inode.id, number, upto, ?outcome, "flight landed");
             match outcome {
                 Ok(()) => landed(file, flight),
                 Err(errno) => self.crashed(&mut state, flight, errno),

@@ -269,7 +269,10 @@ impl Meta {
             state.file().pinned = true;
         }
         let Some(file) = &mut state.file else { return };
-        if file.extents.change + 1 != attr.change {
+        let (known, version) = (file.extents.change, attr.change);
+        tracing::trace!(inode = attr.inode, known, version, "own change");
+        // Only an operation that raised the counter itself can have been the one step between the two.
+        if known + 1 != version {
             return;
         }
         match op {
@@ -279,7 +282,8 @@ impl Meta {
                     file.extents.truncate(size);
                 }
             }
-            _ => {}
+            op::Op::Link(_) | op::Op::Setxattr(_) | op::Op::Removexattr(_) => {}
+            _ => return,
         }
         file.extents.change = attr.change;
     }
@@ -404,5 +408,42 @@ impl Meta {
         file.failures += 1;
         file.failure = Some(errno);
         self.dirty.failed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::extents::Source;
+    use super::*;
+
+    fn attr(change: u64) -> Attr {
+        Attr { inode: 9, kind: FileKind::Regular.into(), change, size: 100, ..Attr::default() }
+    }
+
+    fn result(change: u64) -> OpResult {
+        OpResult { attr: Some(attr(change)), ..OpResult::default() }
+    }
+
+    fn known(meta: &Meta) -> Option<Source> {
+        let inode = meta.table.get(InodeId(9)).expect("known");
+        let found = inode.lock().file().extents.lookup(0, 100);
+        found[0].2.clone()
+    }
+
+    /// An unpin, which changes nothing, was taken for the one step that another client's commit had made: the
+    /// old extents were believed to be true for the new version of the file.
+    #[test]
+    fn anothers_commit_is_not_taken_for_an_own_operation() {
+        let meta = Meta::new(Arc::new(Limits::tiny()));
+        let inode = meta.learn(&attr(5), Mono(0));
+        assert!(inode.lock().file().extents.load(5, 0, u64::MAX, &[]));
+        assert_eq!(known(&meta), Some(Source::Hole));
+        let setxattr = op::Op::Setxattr(pb::SetxattrOp { inode: 9, ..Default::default() });
+        meta.applied(&setxattr, &result(6), Mono(0));
+        assert_eq!(known(&meta), Some(Source::Hole), "an own change of something else");
+        meta.applied(&op::Op::Unpin(pb::UnpinOp { inode: 9 }), &result(6), Mono(0));
+        assert_eq!(known(&meta), Some(Source::Hole), "nobody changed it");
+        meta.applied(&op::Op::Unpin(pb::UnpinOp { inode: 9 }), &result(7), Mono(0));
+        assert_eq!(known(&meta), None, "somebody else changed it");
     }
 }

@@ -145,7 +145,10 @@ impl Client {
         }
         let last = found.extents.last().map_or(from, |extent| extent.file_off + extent.len);
         let known_to = if found.end { u64::MAX } else { last };
-        if !file.extents.load(attr.change, from, known_to, &found.extents) {
+        let used = file.extents.load(attr.change, from, known_to, &found.extents);
+        let (version, known) = (attr.change, file.extents.change);
+        tracing::trace!(inode = %inode.id, from, known_to, version, known, used, "extents told");
+        if !used {
             crate::mark!("extents changed while asked for");
         }
         Ok(attr)

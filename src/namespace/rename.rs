@@ -51,9 +51,8 @@ impl State<'_> {
             && target.entry.inode == source.entry.inode
         {
             crate::mark!("rename onto another name of the same inode");
-            let attr = Some(source.inode.attr);
-            let (parent, new_parent) = (Some(old.attr), Some(new.attr));
-            return Ok(OpResult { attr, parent, new_parent, ..OpResult::default() });
+            // Without the directories: nothing happened to them, and both names stay.
+            return Ok(OpResult { attr: Some(source.inode.attr), ..OpResult::default() });
         }
         let across = op.parent != op.new_parent;
         vet_kinds(&source, target.as_ref(), exchange)?;
