@@ -606,8 +606,15 @@ impl Machine {
     /// A client is gone for good and another one takes its place.
     pub fn end_client(&mut self, client: usize) {
         let session = self.clients[client].session;
-        let cmd = pb::EndSessionCmd { session, expired: true };
-        assert_eq!(self.propose(Proposal::EndSession(cmd)).errno, 0);
+        // Its pins go in bounded steps.
+        loop {
+            let cmd = pb::EndSessionCmd { session, expired: true };
+            let ended = self.propose(Proposal::EndSession(cmd));
+            assert_eq!(ended.errno, 0);
+            if matches!(ended.kind, Some(pb::outcome::Kind::Id(0))) {
+                break;
+            }
+        }
         self.late_commit(client);
         self.handles.retain(|_, (owner, _)| *owner != client);
         self.connect(client);

@@ -1,12 +1,14 @@
-//! Gives space back: purges the rows of deleted files in bounded steps, deletes chunks that nothing refers
+//! Gives space back: purges the rows of deleted files and the pins of ended sessions in bounded steps, deletes chunks that nothing refers
 //! to, and replicas that a committed command took out of service. A replica is deleted only by its id and
 //! only by a leader that has applied an entry of its own term (rule A2).
 
 use super::Shared;
 use super::repair::{self, enter, leave};
 use super::rpc::refusal;
-use crate::ids::{ChunkId, Generation, ServerId};
-use crate::namespace::tables::{Chunks, Deletable, Deleting, Doomed, Orphans};
+use crate::ids::{ChunkId, Generation, InodeId, ServerId, SessionId};
+use crate::namespace::tables::{
+    Chunks, Deletable, Deleting, Doomed, Orphans, SessionPins, Sessions,
+};
 use crate::pb;
 use crate::seam;
 use crate::tables::{Read, TableError};
@@ -29,6 +31,10 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
             max_extents,
         }));
     }
+    for session in ending(shared).map_err(fatal)? {
+        let command = pb::EndSessionCmd { session: session.get(), expired: true };
+        proposals.push(pb::proposal::Kind::EndSession(command));
+    }
     for row in view.range::<Deletable>(&ChunkId(0), None).take(STEP) {
         let (chunk, _) = row.map_err(fatal)?;
         proposals.push(pb::proposal::Kind::DeleteChunk(pb::DeleteChunkCmd { chunk: chunk.get() }));
@@ -43,6 +49,23 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
         delete(shared, chunk);
     }
     Ok(())
+}
+
+/// Sessions that ended and still have pins; goes on where it stopped.
+fn ending(shared: &Shared) -> Result<Vec<SessionId>, TableError> {
+    let view = shared.raft.view();
+    let mut next = std::mem::take(&mut shared.soft().cursors.pinning);
+    let mut found = Vec::new();
+    for _ in 0..STEP {
+        let pin = view.range::<SessionPins>(&(next, InodeId(0)), None).next().transpose()?;
+        let Some(((session, _), _)) = pin else { return Ok(found) };
+        if view.get::<Sessions>(&session)?.is_none_or(|row| row.ended) {
+            found.push(session);
+        }
+        next = SessionId(session.get() + 1);
+    }
+    shared.soft().cursors.pinning = next;
+    Ok(found)
 }
 
 /// Replicas that a committed command took out of their chunks, as if each were a chunk of its own; goes on

@@ -42,6 +42,8 @@ pub(crate) struct Cursors {
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
     pub(crate) deleting: u64,
+    /// The next session whose pins are looked at.
+    pub(crate) pinning: SessionId,
     /// The next replica to delete that has left its chunk.
     pub(crate) doomed: (ServerId, ChunkId, Generation),
 }

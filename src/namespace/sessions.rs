@@ -45,20 +45,40 @@ impl State<'_> {
         }
     }
 
-    /// Ends a session for good: its pins go, its chunks are sealed at what was committed, a tombstone stays
-    /// (rule B1: what an expired session left unanswered is known to be applied or not by its last_seq).
+    /// Ends a session for good: its chunks are sealed at what was committed, its pins go, a tombstone stays
+    /// (rule B1: what an expired session left unanswered is known to be applied or not by its last_seq). Pins go
+    /// in bounded steps: the command is repeated while it answers more than 0, the number of those it dropped.
     pub fn end_session(&mut self, cmd: &pb::EndSessionCmd) -> Outcome<u64> {
         let id = SessionId(cmd.session);
-        let mut session = self.db.get::<Sessions>(&id)?.ok_or(Errno::ESTALE)?;
-        if session.ended {
-            return Ok(cmd.session);
+        let session = self.db.get::<Sessions>(&id)?.ok_or(Errno::ESTALE)?;
+        if session.ended && self.db.get::<Tombstones>(&id)?.is_some() {
+            return Ok(0);
         }
-        crate::maybe!(cmd.expired, "session expired");
+        if !session.ended {
+            crate::maybe!(cmd.expired, "session expired");
+            self.close_session(id, session)?;
+        }
+        let most = self.limits.purge_extents.max(1) as usize;
+        let pins = self.pinned_by(id, most + 1)?;
+        let done = pins.len() <= most;
+        let dropped = pins.len().min(most) as u64;
+        for inode in pins.into_iter().take(most) {
+            self.unpin(id, inode)?;
+        }
+        if done {
+            self.db.put::<Tombstones>(&id, &pb::EmptyRow {})?;
+            self.counters.tombstones += 1;
+            self.trim_tombstones()?;
+        } else {
+            crate::mark!("pins of an ended session left to the next step");
+        }
+        Ok(dropped)
+    }
+
+    /// From now on nothing is accepted from it.
+    fn close_session(&mut self, id: SessionId, mut session: SessionRow) -> Outcome<()> {
         for chunk in self.chunks_of(id)? {
             self.seal(chunk)?;
-        }
-        for inode in self.pinned_by(id)? {
-            self.unpin(id, inode)?;
         }
         let kept = session.acked_seq + 1..=session.last_seq;
         for seq in kept {
@@ -71,11 +91,7 @@ impl State<'_> {
         session.acked_seq = session.last_seq;
         (session.first_inode, session.end_inode) = (0, 0);
         session.older.clear();
-        self.db.put::<Sessions>(&id, &session)?;
-        self.db.put::<Tombstones>(&id, &pb::EmptyRow {})?;
-        self.counters.tombstones += 1;
-        self.trim_tombstones()?;
-        Ok(cmd.session)
+        Ok(self.db.put::<Sessions>(&id, &session)?)
     }
 
     fn trim_tombstones(&mut self) -> Outcome<()> {
@@ -276,9 +292,9 @@ impl State<'_> {
         Ok(Some(self.save_or_free(inode)?))
     }
 
-    fn pinned_by(&self, session: SessionId) -> Outcome<Vec<InodeId>> {
+    fn pinned_by(&self, session: SessionId, most: usize) -> Outcome<Vec<InodeId>> {
         let (from, to) = ((session, InodeId(0)), (SessionId(session.0 + 1), InodeId(0)));
-        let rows = self.db.range::<SessionPins>(&from, Some(&to));
+        let rows = self.db.range::<SessionPins>(&from, Some(&to)).take(most);
         Ok(rows.map(|row| row.map(|(key, _)| key.1)).collect::<Result<_, _>>()?)
     }
 

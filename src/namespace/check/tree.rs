@@ -11,7 +11,7 @@ use crate::namespace::tables::{
 };
 use crate::pb::{EmptyRow, FileKind, SessionRow};
 use crate::tables::Read;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) type Inodes_ = BTreeMap<InodeId, Inode>;
 
@@ -119,8 +119,7 @@ fn pins(read: &impl Read, inodes: &Inodes_) -> Verdict {
     let sessions = all::<Sessions>(read)?;
     for (inode, session) in pins.keys() {
         *counts.entry(*inode).or_default() += 1;
-        let live = sessions.get(session).is_some_and(|s| !s.ended);
-        hold!(live, "{inode} is pinned by {session}, which is not live");
+        hold!(sessions.contains_key(session), "{inode} is pinned by {session}, which is gone");
         hold!(inodes.contains_key(inode), "{inode} is pinned but gone");
     }
     for (id, inode) in inodes {
@@ -136,13 +135,18 @@ fn sessions(read: &impl Read, inodes: &Inodes_) -> Verdict {
     let mut ranges = Vec::new();
     let mut nonces = BTreeMap::new();
     let mut ended = BTreeMap::new();
+    let pinning: BTreeSet<SessionId> =
+        all::<SessionPins>(read)?.into_keys().map(|(session, _)| session).collect();
     for (id, session) in &sessions {
         hold!(session.id == id.get(), "{id}: the row names another session");
         hold!(session.acked_seq <= session.last_seq, "{id}: acknowledged what was not applied");
         nonces.insert(session.client_nonce, session.id);
         ranges.extend(ranges_of(session));
         if session.ended {
-            ended.insert(*id, EmptyRow {});
+            // Those that still have pins are not through yet.
+            if !pinning.contains(id) {
+                ended.insert(*id, EmptyRow {});
+            }
             hold!(ranges_of(session).next().is_none(), "{id} ended but has inode ids");
         }
     }

@@ -113,6 +113,38 @@ fn pins_keep_an_unlinked_inode_until_the_last_goes() {
 }
 
 #[test]
+fn an_ending_session_drops_its_pins_in_bounded_steps() {
+    let mut rig = Rig::tiny();
+    let step = u64::from(Limits::tiny().purge_extents);
+    let mine = rig.session;
+    let other = rig.open_session(2).session;
+    let files: Vec<u64> = (0..3 * step + 1).map(|i| rig.file(ROOT, &format!("f{i}"))).collect();
+    let seq = std::mem::replace(&mut rig.seq, 0);
+    rig.session = other;
+    for file in &files {
+        rig.op(Op::Pin(pb::PinOp { inode: *file })).unwrap();
+    }
+    (rig.session, rig.seq) = (mine, seq);
+    for (i, file) in files.iter().enumerate() {
+        rig.unlink(ROOT, &format!("f{i}"), false).unwrap();
+        rig.op(Op::Unpin(pb::UnpinOp { inode: *file })).unwrap();
+    }
+    let end = Kind::EndSession(pb::EndSessionCmd { session: other, expired: true });
+    let mut left = files.len() as u64;
+    for dropped in [step, step, step, 1, 0] {
+        assert_eq!(id_of(&rig.ask(end.clone())), dropped);
+        left -= dropped;
+        assert_eq!(rig.rows::<SessionPins>() as u64, left);
+        // At once nothing is accepted from it any more.
+        let session = std::mem::replace(&mut rig.session, other);
+        let late = rig.batch(rig.seq + 1, 0, vec![Op::Pin(pb::PinOp { inode: files[0] })]);
+        assert_eq!(late.errno, Errno::ESTALE.get());
+        rig.session = session;
+    }
+    assert!(files.iter().all(|file| rig.attr(*file) == Err(Errno::ESTALE)));
+}
+
+#[test]
 fn a_removed_directory_that_is_open_stays_empty() {
     let mut rig = Rig::production();
     let dir = rig.mkdir(ROOT, "d");
