@@ -114,7 +114,7 @@ mod on_disk {
                 if draw.chance(1, 20) && pending.is_none() {
                     let last_applied = Some(RaftLogId { term: 1, node: 1, index: applied });
                     let meta = CheckpointMeta { last_applied, ..CheckpointMeta::default() };
-                    pending = ns.db_mut().begin_checkpoint(meta);
+                    pending = ns.db_mut().begin_checkpoint(meta, false);
                 } else if draw.chance(1, 10)
                     && let Some(checkpoint) = pending.take()
                 {

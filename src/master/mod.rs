@@ -10,6 +10,7 @@ mod rpc;
 mod servers;
 mod sessions;
 mod soft;
+mod space;
 
 pub use identity::{IdentityError, format};
 

@@ -1,7 +1,7 @@
 //! Calls from clients, chunkservers and other masters.
 
 use super::Shared;
-use super::{admin, repair, servers, sessions};
+use super::{admin, repair, servers, sessions, space};
 use crate::ids::{ChunkId, ServerId};
 use crate::namespace;
 use crate::pb;
@@ -100,7 +100,7 @@ pub(super) fn must_lead(shared: &Shared) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::NotLeader, hint))
 }
 
-async fn submit(shared: &Arc<Shared>, batch: pb::Batch) -> Answer {
+async fn submit(shared: &Arc<Shared>, mut batch: pb::Batch) -> Answer {
     if batch.ops.len() > shared.limits.batch_ops_max {
         return Err(Refusal::new(
             RefusalCode::BadRequest,
@@ -111,6 +111,7 @@ async fn submit(shared: &Arc<Shared>, batch: pb::Batch) -> Answer {
             ),
         ));
     }
+    space::refuse_growth(shared, &mut batch);
     let session = batch.session.into();
     let given_up: Vec<ChunkId> = batch.ops.iter().filter_map(sealed_by).collect();
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::Batch(batch)) };
@@ -181,6 +182,9 @@ async fn open_chunk(shared: &Shared, request: pb::OpenChunkRequest) -> Answer {
     };
     if crate::erasure::Layout::try_from(&layout).is_err() {
         return refuse(crate::errno::Errno::EINVAL);
+    }
+    if let Err(errno) = space::vet_growth(shared) {
+        return refuse(errno);
     }
     let avoid: Vec<ServerId> = request.avoid.iter().map(|s| ServerId(*s)).collect();
     let candidates = servers::candidates(shared)?;

@@ -204,6 +204,7 @@ impl State<'_> {
             op::Op::Unpin(op) => self.unpin_op(id, op.inode),
             op::Op::AllocInodes(op) => Ok(self.alloc_inodes(session, op)),
             op::Op::SealOwn(op) => self.seal_own(id, op),
+            op::Op::Refused(op) => Err(Errno::new(op.errno.max(1)).into()),
         }
     }
 

@@ -6,11 +6,12 @@ use super::machine::{Machine, Shared};
 use super::members::Member;
 use super::propose::{Done, Reader, Waiting};
 use super::receive::Receiving;
+use super::space::{Needs, Seen, Space};
 use super::types::Types;
 use crate::ids::{LogIndex, NodeId, Term, Uuid};
 use crate::limits::Limits;
+use crate::mark;
 use crate::pb;
-use crate::{mark, seam};
 use openraft::error::Fatal;
 use openraft::{Raft, ServerState};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct Core<M> {
     pub proposals: mpsc::Sender<Waiting>,
     pub reads: mpsc::Sender<Reader>,
     pub fatal: FatalHook,
+    /// The space on the disk.
+    pub space: Arc<Seen>,
     pub stopping: AtomicBool,
 }
 
@@ -117,17 +120,35 @@ impl<M: Machine> Core<M> {
         }
     }
 
-    /// Holds proposals back while the rows of the last seconds wait for a checkpoint (rule C3).
+    /// What must fit on the disk.
+    pub fn needs(&self) -> Needs {
+        let log_is_low = self.log.with_wal(|wal| wal.space_is_low());
+        let inner = self.shared.lock();
+        let db = inner.machine.db();
+        Needs {
+            log_is_low,
+            checkpoint_bytes: db.least_checkpoint_bytes(),
+            pending_bytes: db.pending_checkpoint_bytes(),
+        }
+    }
+
+    /// Holds proposals back while the rows of the last seconds wait for a checkpoint (rule C3): while they take
+    /// much memory, or while their checkpoint might not fit on the disk if they were more.
     pub async fn wait_for_room(&self) {
         loop {
             let finished = self.shared.finished.notified();
-            if self.shared.overlay_bytes() < self.limits.overlay_bytes_max {
+            let much = self.shared.overlay_bytes() >= self.limits.overlay_bytes_max;
+            if !much && !self.is_squeezed() {
                 return;
             }
             mark!("raft: proposals wait for a checkpoint");
             self.shared.wanted.notify_one();
             let _ = tokio::time::timeout(self.limits.heartbeat, finished).await;
         }
+    }
+
+    fn is_squeezed(&self) -> bool {
+        self.shared.lock().machine.db().is_squeezed()
     }
 }
 
@@ -151,8 +172,9 @@ pub async fn watch<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
-/// Begins checkpoints, prepares log segments, writes what waits in the log while nothing else does.
-pub async fn keep_house<M: Machine>(core: Arc<Core<M>>) {
+/// Begins checkpoints, prepares log segments, watches the space on the disk, writes what waits in the log while
+/// nothing else does.
+pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
     let mut bytes_at_checkpoint = 0;
     let mut pause = 0u32;
     loop {
@@ -161,19 +183,26 @@ pub async fn keep_house<M: Machine>(core: Arc<Core<M>>) {
             () = core.shared.wanted.notified() => {}
             () = tokio::time::sleep(core.limits.heartbeat) => {}
         }
+        space.look(core.needs()).await;
         let (bytes, job) = core.log.with_wal(|wal| {
             // An error has fenced the log: whoever writes next learns it.
             let _ = wal.flush();
             pause = if wal.space_is_low() { (pause + 1) % 16 } else { 0 };
             (wal.stats().bytes, if pause == 0 { wal.spare_wanted() } else { None })
         });
-        let much = bytes - bytes_at_checkpoint >= core.limits.wal_segment_bytes * 4;
-        if much || core.shared.overlay_bytes() >= core.limits.overlay_bytes_checkpoint {
+        // A checkpoint lets go of the log behind it: with little space the sooner the better.
+        let segments = core.limits.wal_segment_bytes;
+        let low = core.space.is_low();
+        let log_bytes_max = if low { segments / 2 } else { segments * 4 };
+        let much = bytes - bytes_at_checkpoint >= log_bytes_max;
+        core.shared.pressed.store(low && much, Ordering::Relaxed);
+        let overlay = core.shared.overlay_bytes();
+        if much || overlay >= core.limits.overlay_bytes_checkpoint || core.is_squeezed() {
             bytes_at_checkpoint = bytes;
             let _ = core.raft.trigger().snapshot().await;
         }
         if let Some(job) = job {
-            let spare = seam::blocking(move || job.run()).await;
+            let Some(spare) = core.shared.work.run(move || job.run()).await else { return };
             core.log.with_wal(|wal| wal.add_spare(spare));
         }
     }

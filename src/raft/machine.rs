@@ -4,6 +4,7 @@
 use super::log::{Checkpointed, Log};
 use super::types::{Entry, LogId, Members, Types, id_from_pb, id_to_pb, membership_from_pb};
 use super::types::{Master, members_to_pb};
+use super::work::DiskWork;
 use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
 use crate::namespace::Namespace;
@@ -111,8 +112,12 @@ pub struct Shared<M> {
     /// Rung when one has been finished.
     pub finished: Notify,
     running: AtomicBool,
+    /// The next checkpoint is tried even if it might not fit: the log cannot go on without it.
+    pub pressed: AtomicBool,
     operations: AtomicU64,
     observe: Option<Observe>,
+    /// On the node's disk.
+    pub work: DiskWork,
     overlay_bytes_checkpoint: usize,
 }
 
@@ -123,6 +128,7 @@ impl<M: Machine> Shared<M> {
         checkpoint: Option<&pb::CheckpointMeta>,
         limits: &Limits,
         observe: Option<Observe>,
+        work: DiskWork,
     ) -> Result<(Arc<Shared<M>>, watch::Receiver<Checkpointed>), String> {
         let durable = checkpoint.map(checkpoint_position).transpose()?;
         let (last, members) = durable.clone().unzip();
@@ -135,8 +141,10 @@ impl<M: Machine> Shared<M> {
             wanted: Notify::new(),
             finished: Notify::new(),
             running: AtomicBool::new(false),
+            pressed: AtomicBool::new(false),
             operations: AtomicU64::new(0),
             observe,
+            work,
             overlay_bytes_checkpoint: limits.overlay_bytes_checkpoint,
         };
         Ok((Arc::new(shared), watching))
@@ -203,7 +211,8 @@ impl<M: Machine> Shared<M> {
             self.observe(&inner, taken);
             results.push(outcomes);
         }
-        if inner.machine.db().overlay_bytes() >= self.overlay_bytes_checkpoint {
+        let db = inner.machine.db();
+        if db.overlay_bytes() >= self.overlay_bytes_checkpoint || db.is_squeezed() {
             self.wanted.notify_one();
         }
         Ok(results)
@@ -260,6 +269,8 @@ fn snapshot_error(error: impl std::fmt::Display) -> StorageError<u64> {
     StorageIOError::write_snapshot(None, AnyError::error(error)).into()
 }
 
+const STOPPING: &str = "this master is going down";
+
 /// openraft's handle of the state machine.
 pub struct Applier<M> {
     pub shared: Arc<Shared<M>>,
@@ -279,8 +290,8 @@ impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
                 let meta = describe(last, members);
                 return Ok(Snapshot { meta, snapshot: Box::new(SnapshotBody::Checkpoint) });
             }
-            let written = seam::blocking(move || checkpoint.write()).await;
-            let finished = match written {
+            let written = self.shared.work.run(move || checkpoint.write()).await;
+            let finished = match written.ok_or_else(|| snapshot_error(STOPPING))? {
                 Ok(finished) => finished,
                 Err(error) => {
                     self.shared.give_up();
@@ -315,7 +326,8 @@ impl<M: Machine> Applier<M> {
             self.log.with_wal(|wal| wal.announce_install(super::types::id_to_wal(&last)));
         announced.map_err(|error| snapshot_error(&error))?;
         let meta = checkpoint_meta(&last, &members, state_hash);
-        let installed = seam::blocking(move || install.finish(meta)).await;
+        let installed = self.shared.work.run(move || install.finish(meta)).await;
+        let installed = installed.ok_or_else(|| snapshot_error(STOPPING))?;
         let installed = installed.map_err(snapshot_error)?;
         mark!("raft: snapshot installed");
         let garbage = {
@@ -356,11 +368,12 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<M> {
+        let pressed = self.shared.pressed.swap(false, Ordering::Relaxed);
         let mut inner = self.shared.lock();
         let begun = inner.last.and_then(|last| {
             let members = inner.members.clone();
             let meta = checkpoint_meta(&last, &members, 0);
-            let checkpoint = inner.machine.db_mut().begin_checkpoint(meta)?;
+            let checkpoint = inner.machine.db_mut().begin_checkpoint(meta, pressed)?;
             Some((checkpoint, last, members))
         });
         drop(inner);

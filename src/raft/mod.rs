@@ -11,14 +11,17 @@ mod network;
 mod propose;
 mod receive;
 mod runtime;
+mod space;
 #[cfg(all(test, not(feature = "sim")))]
 mod tests;
 mod types;
+mod work;
 
 pub use self::core::FatalHook;
 pub use machine::{Applied, Machine, Observe, Taken};
 pub use members::{Member, join};
 pub use propose::Done;
+pub use space::RESERVE;
 
 use self::core::Core;
 use crate::ids::{LogIndex, NodeId, Term, Uuid};
@@ -34,12 +37,14 @@ use log::Log;
 use machine::{Applier, Shared};
 use network::Peers;
 use openraft::{Config, SnapshotPolicy};
+use space::Space;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use types::Master;
+use work::DiskWork;
 
 /// The file of the tables on the master's disk.
 pub const TABLES: &str = "tables.redb";
@@ -153,12 +158,15 @@ impl<M: Machine> RaftNode<M> {
         machine: impl FnOnce(Db) -> M,
     ) -> Result<Arc<RaftNode<M>>, StartError> {
         check_present(&config)?;
+        let work = DiskWork::default();
+        let mut space = Space::new(config.disk.clone(), &config.limits, work.clone());
         let wal = Wal::open(config.disk.clone(), &config.limits)?;
         let (db, checkpoint) = Db::open(config.disk.clone(), TABLES, &config.limits)?;
         seam::settle().await;
         check_not_rolled_back(&config, &wal, checkpoint.as_ref())?;
+        let observe = config.observe.clone();
         let (shared, checkpointed) =
-            Shared::new(machine(db), checkpoint.as_ref(), &config.limits, config.observe.clone())
+            Shared::new(machine(db), checkpoint.as_ref(), &config.limits, observe, work)
                 .map_err(StartError::Identity)?;
         let log = Log::new(wal, &config.limits, checkpointed);
         let peers = Peers { pool, limits: config.limits.clone(), incarnation: config.incarnation };
@@ -190,13 +198,15 @@ impl<M: Machine> RaftNode<M> {
             proposals,
             reads,
             fatal: config.fatal,
+            space: space.seen(),
             stopping: AtomicBool::new(false),
         });
+        space.look(core.needs()).await;
         let tasks = vec![
             seam::spawn(propose::run(core.clone(), proposed)),
             seam::spawn(propose::run_reads(core.clone(), asked)),
             seam::spawn(self::core::watch(core.clone())),
-            seam::spawn(self::core::keep_house(core.clone())),
+            seam::spawn(self::core::keep_house(core.clone(), space)),
             seam::spawn(members::promote(core.clone())),
         ];
         Ok(Arc::new(RaftNode { core, tasks: Mutex::new(tasks) }))
@@ -287,9 +297,9 @@ impl<M: Machine> RaftNode<M> {
         self.core.handle(&peer, request).await
     }
 
-    /// Whether the disk has no room for more log: only what frees space should be proposed.
+    /// Whether the disk is nearly full: only what frees space should be proposed.
     pub fn space_is_low(&self) -> bool {
-        self.core.log.with_wal(|wal| wal.space_is_low())
+        self.core.space.is_low()
     }
 
     /// Counters.
@@ -306,22 +316,27 @@ impl<M: Machine> RaftNode<M> {
     /// Stops taking part. What was acknowledged is durable already.
     pub async fn shutdown(&self) {
         self.core.stopping.store(true, Ordering::Relaxed);
-        self.abort_tasks();
+        for task in self.take_tasks() {
+            task.abort();
+            let _ = task.await;
+        }
         self.core.shared.give_up();
         let _ = self.core.raft.shutdown().await;
+        self.core.shared.work.end().await;
         // A log that cannot be written has said so.
         let _ = self.core.log.with_wal(Wal::close);
+        // Nothing of this node writes to the directory from here on: it may be opened again at once.
+        self.core.shared.lock().machine.db_mut().retire();
     }
 
-    fn abort_tasks(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        tasks.iter().for_each(JoinHandle::abort);
+    fn take_tasks(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl<M: Machine> Drop for RaftNode<M> {
     fn drop(&mut self) {
-        self.abort_tasks();
+        self.take_tasks().iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -46,7 +46,7 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
         let mut batch = vec![first];
         while let Ok(waiting) = queue.try_recv() {
             bytes += waiting.proposal.encoded_len();
-            if bytes > core.limits.entry_bytes_max {
+            if bytes > core.space.entry_bytes_max(&core.limits) {
                 held = Some(waiting);
                 break;
             }

@@ -182,8 +182,12 @@ impl<M: Machine> Core<M> {
         let expected = receiving.id == meta.id && receiving.offset == request.offset;
         if let (true, Some(install)) = (expected, receiving.install.take()) {
             let payload = incoming.payload.clone();
-            let pushed = seam::blocking(move || push_rows(install, &payload)).await;
-            let install = pushed.inspect_err(|_| receiving.id.clear()).map_err(bad)?;
+            let pushed = self.shared.work.run(move || push_rows(install, &payload)).await;
+            let stopping = || Err("this master is going down".to_owned());
+            let install = pushed
+                .unwrap_or_else(stopping)
+                .inspect_err(|_| receiving.id.clear())
+                .map_err(bad)?;
             receiving.offset += incoming.payload.len() as u64;
             if !request.done {
                 receiving.install = Some(install);

@@ -76,21 +76,34 @@ impl Files {
         self.path.rsplit_once('/').map_or("", |(directory, _)| directory)
     }
 
-    /// Whether writing anew is worth it, and there is room to.
+    /// Whether writing anew is worth it, and there is room to. On a disk that is nearly full it is worth it
+    /// sooner.
     fn bloated(&self, store: &Store, row_bytes: u64) -> Result<bool, TableError> {
-        if store.written_bytes() <= row_bytes * BLOAT + self.slack_bytes {
+        let file = store.written_bytes();
+        if file <= self.used_at_most(row_bytes) {
             return Ok(false);
         }
         let space = self.disk.space().map_err(|error| self.io_error(error))?;
-        Ok(space.free > row_bytes * 2 + self.slack_bytes)
+        let much = file > row_bytes * BLOAT + self.slack_bytes || space.free < file / 2;
+        Ok(much && space.free > row_bytes * 2 + self.slack_bytes / 4)
     }
 
-    /// Whether the disk can take a checkpoint: at worst each changed row copies a page of its own, but no more
-    /// than all pages. A disk that cannot say is not full.
-    pub(super) fn has_room(&self, changed_rows: usize, row_bytes: u64) -> bool {
+    /// What rows take of a table file at most: a page may be filled to a third, and redb keeps books.
+    fn used_at_most(&self, row_bytes: u64) -> u64 {
+        row_bytes * 3 + self.slack_bytes / 4
+    }
+
+    /// What a checkpoint takes of the disk at worst, bytes: each changed row copies a page of its own, but no
+    /// more than all pages; pages that the file has and does not use are taken first.
+    pub(super) fn checkpoint_bytes(&self, changed_rows: usize, row_bytes: u64, file: u64) -> u64 {
         let pages = (changed_rows as u64 * BLOCK_BYTES as u64).min(row_bytes * 2);
-        let needed = pages + pages / 2 + self.slack_bytes / 4;
-        self.disk.space().map_or(true, |space| space.free >= needed)
+        let unused = file.saturating_sub(self.used_at_most(row_bytes));
+        (pages + pages / 2 + self.slack_bytes / 4).saturating_sub(unused)
+    }
+
+    /// Whether the disk can take a checkpoint. A disk that cannot say is not full.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.disk.space().map_or(true, |space| space.free >= bytes)
     }
 
     fn temporary(&self, suffix: &str) -> String {

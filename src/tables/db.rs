@@ -68,6 +68,13 @@ impl Db {
         Ok((db, found))
     }
 
+    /// From now on nothing is written to the file, also not by what is closed later.
+    pub fn retire(&mut self) {
+        if let Some(store) = &self.store {
+            store.retire();
+        }
+    }
+
     /// Removes a table file, durably.
     pub fn discard(disk: &dyn Disk, path: &str) -> io::Result<()> {
         match disk.remove(path) {
@@ -106,14 +113,48 @@ impl Db {
         self.overlay_bytes
     }
 
+    /// What a checkpoint of so many changed rows would take of the disk at worst, bytes.
+    fn checkpoint_bytes(&self, changed_rows: usize) -> u64 {
+        let Some(files) = &self.files else { return 0 };
+        let file = self.store.as_ref().map_or(0, |store| store.written_bytes());
+        files.checkpoint_bytes(changed_rows, self.row_bytes, file)
+    }
+
+    /// What even a checkpoint of little takes of the disk, bytes: less where the file has room inside.
+    pub fn least_checkpoint_bytes(&self) -> u64 {
+        self.checkpoint_bytes(0)
+    }
+
+    /// What the checkpoint of all changes that are not durable yet would take at worst, bytes; 0 if there are
+    /// none.
+    pub fn pending_checkpoint_bytes(&self) -> u64 {
+        let frozen = self.view.frozen.as_ref().map_or(0, |level| level.len());
+        match self.view.overlay.len() + frozen {
+            0 => 0,
+            rows => self.checkpoint_bytes(rows),
+        }
+    }
+
+    /// Whether the changes that wait for a checkpoint may take half of what the disk has: then it is due, and
+    /// little should be added.
+    pub fn is_squeezed(&self) -> bool {
+        let Some(files) = &self.files else { return false };
+        !self.view.overlay.is_empty() && !files.has_room(self.pending_checkpoint_bytes() * 2)
+    }
+
     /// Freezes the overlay for a checkpoint of the state as it is; `None` while another is under way, while
-    /// the disk has no room for it, or without a file. Hash and counts in `meta` are filled in.
-    pub fn begin_checkpoint(&mut self, mut meta: pb::CheckpointMeta) -> Option<Checkpoint> {
+    /// the disk might have no room for it, unless there is no other way (`pressed`), or without a file. Hash and
+    /// counts in `meta` are filled in.
+    pub fn begin_checkpoint(
+        &mut self,
+        mut meta: pb::CheckpointMeta,
+        pressed: bool,
+    ) -> Option<Checkpoint> {
         if self.view.frozen.is_some() {
             return None;
         }
         let files = self.files.clone()?;
-        if !files.has_room(self.view.overlay.len(), self.row_bytes) {
+        if !pressed && !files.has_room(self.checkpoint_bytes(self.view.overlay.len())) {
             crate::mark!("checkpoint waits for space");
             return None;
         }

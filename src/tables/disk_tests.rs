@@ -121,9 +121,9 @@ impl History {
             self.written = Some(checkpoint.write().unwrap());
             self.durable = self.pending.clone();
         } else {
-            self.running = self.db.begin_checkpoint(meta(index));
+            self.running = self.db.begin_checkpoint(meta(index), false);
             assert!(self.running.is_some());
-            assert!(self.db.begin_checkpoint(meta(index)).is_none());
+            assert!(self.db.begin_checkpoint(meta(index), false).is_none());
             self.pending = (index, self.model.clone());
         }
     }
@@ -190,7 +190,7 @@ fn applying_and_reading_go_on_while_a_checkpoint_is_written_on_another_thread() 
     };
     for round in 0..12 {
         (0..800).for_each(|_| change(&mut db, &mut rng, &mut model, round));
-        let begun = db.begin_checkpoint(meta(round)).unwrap();
+        let begun = db.begin_checkpoint(meta(round), false).unwrap();
         let before = (db.view(), model.clone());
         let writer = std::thread::spawn(move || begun.write().unwrap());
         while !writer.is_finished() {
@@ -216,7 +216,7 @@ fn filled(name: &str, rows: u64) -> (Scratch, Arc<RealDisk>, Model) {
             db.put::<Names>(&key, &row).unwrap();
             model.insert(key, row);
         }
-        let finished = db.begin_checkpoint(meta(round)).unwrap().write().unwrap();
+        let finished = db.begin_checkpoint(meta(round), false).unwrap().write().unwrap();
         drop(db.finish_checkpoint(finished));
     }
     (scratch, disk, model)
@@ -314,7 +314,7 @@ fn the_file_does_not_grow_without_bound() {
             let key = (InodeId(rng.below(4000)), Bytes::from_static(b"a-name-of-usual-length"));
             db.put::<Names>(&key, &dentry(round)).unwrap();
         }
-        let finished = db.begin_checkpoint(meta(round)).unwrap().write().unwrap();
+        let finished = db.begin_checkpoint(meta(round), false).unwrap().write().unwrap();
         drop(db.finish_checkpoint(finished));
         most = most.max(db.file_bytes());
     }

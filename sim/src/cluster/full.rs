@@ -28,8 +28,9 @@ const CHUNK_PORT: u16 = 9422;
 const DISK_BYTES: u64 = 256 << 20;
 
 /// The running masters by machine, for the test to look into.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Cluster {
+    master_bytes: u64,
     masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
     /// The first master has formatted its disk: an empty one means that it was lost.
     founded: Arc<AtomicBool>,
@@ -37,7 +38,19 @@ pub struct Cluster {
     pub appliers: Appliers,
 }
 
+impl Default for Cluster {
+    fn default() -> Cluster {
+        Cluster::of_small_masters(DISK_BYTES)
+    }
+}
+
 impl Cluster {
+    /// One whose masters have disks of this size.
+    pub fn of_small_masters(master_bytes: u64) -> Cluster {
+        let (masters, founded, appliers) = Default::default();
+        Cluster { master_bytes, masters, founded, appliers }
+    }
+
     /// Adds the machines of masters and chunkservers.
     pub fn add(&self, world: &Arc<World>) {
         (1..=world.options.masters).for_each(|number| self.add_master(world, number));
@@ -47,7 +60,7 @@ impl Cluster {
     /// Adds a master's machine.
     pub fn add_master(&self, world: &Arc<World>, number: u32) {
         let name = format!("m{number}");
-        let disk = SimDisk::new(&name, DISK_BYTES, world.options.seed);
+        let disk = SimDisk::new(&name, self.master_bytes, world.options.seed);
         let (cluster, options) = (self.clone(), world.options.clone());
         let start = move |context: NodeContext| {
             let (cluster, options) = (cluster.clone(), options.clone());

@@ -118,7 +118,8 @@ impl Life {
             }
             Step::Checkpoint => {
                 self.attempted = Some((index, self.model.clone()));
-                let begun = self.db.begin_checkpoint(meta(index)).expect("none is under way");
+                let begun =
+                    self.db.begin_checkpoint(meta(index), false).expect("none is under way");
                 drop(self.db.finish_checkpoint(begun.write()?));
                 self.acknowledge();
             }
@@ -350,7 +351,7 @@ mod tests {
         life.run(&[Step::Checkpoint], 100).unwrap();
         disk.set_faults(|faults| faults.full = true);
         life.run(&changes, 200).unwrap();
-        assert!(life.db.begin_checkpoint(meta(300)).is_none());
+        assert!(life.db.begin_checkpoint(meta(300), false).is_none());
         compare(&life.db.view(), &life.model).unwrap();
         disk.set_faults(|faults| faults.full = false);
         life.run(&[Step::Checkpoint], 400).unwrap();

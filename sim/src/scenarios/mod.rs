@@ -1,11 +1,13 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod cluster_chaos;
+mod damage;
 mod damage_chaos;
 mod disk_model;
 mod erasure_model;
 mod failover;
 mod journal;
+mod master_full;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
@@ -32,6 +34,8 @@ pub const ALL: &[Scenario] = &[
     namespace_model::SCENARIO,
     erasure_model::SCENARIO,
     placement_model::SCENARIO,
+    damage::SCENARIO,
+    master_full::SCENARIO,
 ];
 
 /// Every planted bug with the scenarios that should catch it.

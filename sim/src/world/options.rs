@@ -148,7 +148,7 @@ impl Options {
             data: 1,
             parity: rng.range(0, 3) as u32,
             tiny: rng.chance(4, 5),
-            chaos_ms: rng.range(4_000, 9_000),
+            chaos_ms: rng.range(5_000, 9_000),
             net: NetOptions::draw(&mut rng, latency_us_min),
             clock: ClockOptions {
                 offset_ms_max: *rng.pick(&[0, 50, 5_000, 3_600_000]),

@@ -1,7 +1,7 @@
 //! What the leader does for an administrator.
 
 use super::super::Shared;
-use super::super::{rpc, servers};
+use super::super::{rpc, servers, space};
 use super::{Failure, status};
 use crate::erasure::Layout;
 use crate::errno::Errno;
@@ -109,6 +109,7 @@ async fn create_class(shared: &Shared, request: pb::CreateClassRequest) -> Resul
     let layout = request.layout.unwrap_or_default();
     Layout::try_from(&layout).map_err(|error| invalid(error.to_string()))?;
     let what = format!("class {}", request.name);
+    space::vet_growth(shared).map_err(|errno| Failure::errno(&what, errno))?;
     let command = pb::PutClassCmd { name: request.name, layout: Some(layout) };
     let outcome = propose(shared, proposal::Kind::PutClass(command)).await?;
     match outcome.kind {

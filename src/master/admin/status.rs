@@ -40,6 +40,12 @@ pub(super) async fn whole(shared: &Shared) -> Result<pb::StatusReply, Failure> {
     })
     .await
     .map_err(broken)?;
+    if shared.raft.space_is_low() {
+        status.warning = format!(
+            "the disk of master {} is nearly full: only what frees space is accepted (ENOSPC)",
+            shared.raft.node()
+        );
+    }
     Ok(status)
 }
 

@@ -145,6 +145,18 @@ fn an_ending_session_drops_its_pins_in_bounded_steps() {
 }
 
 #[test]
+fn a_refused_operation_keeps_its_place_in_the_stream() {
+    let mut rig = Rig::production();
+    let refused = Op::Refused(pb::RefusedOp { errno: Errno::ENOSPC.get() });
+    let dir = mkdir(&mut rig, "d");
+    let reply = rig.batch(1, 0, vec![refused.clone(), dir.clone()]);
+    let errnos: Vec<_> = reply.results.iter().map(|result| result.errno).collect();
+    assert_eq!((errnos, reply.last_seq), (vec![Errno::ENOSPC.get(), 0], 2));
+    // What was applied is answered as it was, whatever a retry says now.
+    assert_eq!(rig.batch(1, 0, vec![dir, refused]), reply);
+}
+
+#[test]
 fn a_removed_directory_that_is_open_stays_empty() {
     let mut rig = Rig::production();
     let dir = rig.mkdir(ROOT, "d");

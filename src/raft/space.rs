@@ -1,0 +1,135 @@
+//! A master's disk that fills up. A file of reserved blocks is kept on it. When little is left beside that
+//! file, it is given up and only what frees space should be proposed: its blocks hold the log and the
+//! checkpoints of those commands. When enough is free again, the file comes back.
+
+use super::work::DiskWork;
+use crate::limits::{BLOCK_BYTES, Limits};
+use crate::mark;
+use crate::seam::{Disk, DiskFile, OpenMode};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The file of reserved blocks on the master's disk.
+pub const RESERVE: &str = "reserve";
+
+/// Watches the space on one master's disk.
+pub struct Space {
+    disk: Arc<dyn Disk>,
+    work: DiskWork,
+    /// Kept free, and kept in reserve, beside what a checkpoint takes: a log segment.
+    segment_bytes: u64,
+    held: Option<Arc<dyn DiskFile>>,
+    seen: Arc<Seen>,
+}
+
+/// What the log and the tables need.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// The log could not prepare its next segment.
+    pub log_is_low: bool,
+    /// What even a checkpoint of little takes, bytes.
+    pub checkpoint_bytes: u64,
+    /// What the checkpoint of what has changed takes, bytes.
+    pub pending_bytes: u64,
+}
+
+/// What was seen last, for everybody.
+#[derive(Debug, Default)]
+pub struct Seen {
+    low: AtomicBool,
+    free: AtomicU64,
+}
+
+impl Seen {
+    /// Whether only what frees space should be proposed.
+    pub fn is_low(&self) -> bool {
+        self.low.load(Ordering::Relaxed)
+    }
+
+    /// Most bytes of one entry: its changes must leave room for their checkpoint, and a byte of it may change a
+    /// row, which copies a page.
+    pub fn entry_bytes_max(&self, limits: &Limits) -> usize {
+        let fits = usize::try_from(self.free.load(Ordering::Relaxed) / BLOCK_BYTES as u64);
+        fits.unwrap_or(usize::MAX).clamp(512, limits.entry_bytes_max)
+    }
+}
+
+impl Space {
+    /// Frees what an earlier process kept, so that log and tables open with all the room there is.
+    pub fn new(disk: Arc<dyn Disk>, limits: &Limits, work: DiskWork) -> Space {
+        // Missing it is the usual case; any other error shows at the next call that matters.
+        let _ = disk.remove(RESERVE);
+        Space {
+            disk,
+            work,
+            segment_bytes: limits.wal_segment_bytes,
+            held: None,
+            seen: Arc::default(),
+        }
+    }
+
+    /// What [`Space::look`] saw last.
+    pub fn seen(&self) -> Arc<Seen> {
+        self.seen.clone()
+    }
+
+    /// Looks at the disk. One that cannot say is not full.
+    pub async fn look(&mut self, needs: Needs) {
+        let free = self.disk.space().map_or(u64::MAX, |space| space.free);
+        let margin = (needs.checkpoint_bytes + self.segment_bytes).max(needs.pending_bytes);
+        let short = free < margin || needs.log_is_low;
+        if self.held.is_some() && short {
+            self.release();
+        } else if self.held.is_none() && !short {
+            // Not all of what is beside it: else the next write would make space low again.
+            let beside = free.saturating_sub(margin);
+            let wanted = self.segment_bytes + needs.checkpoint_bytes;
+            self.take((beside - beside / 4).min(wanted), wanted / 2).await;
+        }
+        self.seen.free.store(free, Ordering::Relaxed);
+        let low = self.held.is_none();
+        if low != self.seen.low.swap(low, Ordering::Relaxed) {
+            self.tell(low, free);
+        }
+    }
+
+    fn release(&mut self) {
+        // The name first: the blocks go with the last handle.
+        if let Err(error) = self.disk.remove(RESERVE) {
+            tracing::debug!(%error, "the reserve keeps its name until the next start");
+        }
+        self.held = None;
+    }
+
+    /// Half of what is wanted will do: low space must not outlast by much what made it low.
+    async fn take(&mut self, bytes: u64, least: u64) {
+        if bytes < least {
+            return;
+        }
+        let disk = self.disk.clone();
+        let taken = self.work.run(move || -> io::Result<Arc<dyn DiskFile>> {
+            let file = disk.open(RESERVE, OpenMode::Create)?;
+            file.reserve(bytes)?;
+            Ok(file)
+        });
+        match taken.await {
+            Some(Ok(file)) => self.held = Some(file),
+            Some(Err(error)) => tracing::debug!(%error, "no reserve"),
+            None => {}
+        }
+    }
+
+    fn tell(&self, low: bool, free: u64) {
+        let place = self.disk.describe();
+        if low {
+            mark!("raft: space is low");
+            tracing::warn!(
+                "{place} is nearly full ({free} bytes left): until there is room again only what frees space is accepted"
+            );
+        } else {
+            mark!("raft: space is back");
+            tracing::info!("{place} has room again ({free} bytes)");
+        }
+    }
+}
