@@ -18,7 +18,7 @@ use mooseng::seam::real::RealDisk;
 use mooseng_proptests::{Draw, FsOp, FsOut, Ino, ModelFs, OpGen, SplitMix, Stat, Weights};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const CLUSTER: Uuid = Uuid([9; 16]);
@@ -42,6 +42,8 @@ struct Cluster {
     limits: Arc<Limits>,
     master: Option<Master>,
     master_address: String,
+    /// Why masters could not go on.
+    failures: Arc<Mutex<Vec<String>>>,
     servers: Vec<(Option<Chunkserver>, String)>,
 }
 
@@ -57,6 +59,7 @@ impl Cluster {
             limits,
             master: None,
             master_address: "127.0.0.1:0".to_owned(),
+            failures: Arc::default(),
             servers: Vec::new(),
         };
         cluster.start_master().await;
@@ -69,13 +72,16 @@ impl Cluster {
 
     async fn start_master(&mut self) {
         let disk = RealDisk::open(self.path.join("master")).expect("the directory");
+        let failures = self.failures.clone();
         let config = MasterConfig {
             listen: self.master_address.clone(),
             advertise: None,
             cluster: Some(CLUSTER),
             join: Vec::new(),
             limits: self.limits.clone(),
-            fatal: Arc::new(|why: &str| panic!("the master failed: {why}")),
+            fatal: Arc::new(move |why: &str| {
+                failures.lock().expect("failures").push(why.to_owned())
+            }),
             observe: None,
         };
         let master = Master::start(config, disk).await.expect("a master");
@@ -377,6 +383,8 @@ async fn run(name: &str, seed: u64, layout: Layout, steps: u32) {
         if expected == Err(Errno::ESTALE) && is_last_glimpse(&op, &found) {
             continue;
         }
+        let failures = cluster.failures.lock().expect("failures").clone();
+        assert!(failures.is_empty(), "seed {seed} step {step}: {failures:?}");
         assert_eq!(found, expected, "seed {seed} step {step}: {op:?}");
         match draw.below(120) {
             0 => cluster.restart_master().await,

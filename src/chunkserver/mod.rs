@@ -22,7 +22,8 @@ use crate::wire::{Identity, Pool, Role, Server};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use term::Terms;
 use tokio::sync::{Semaphore, watch};
 
@@ -240,6 +241,19 @@ impl Chunkserver {
         self.shared.terms.settle().await;
         for writer in &self.shared.writers {
             writer.close().await;
+        }
+        let stores: Vec<Weak<Store>> =
+            self.shared.writers.iter().map(|writer| Arc::downgrade(writer.store())).collect();
+        let patience = self.shared.limits.drain_max * 2 + Duration::from_secs(1);
+        drop(self.shared);
+        let released = async {
+            while stores.iter().any(|store| store.strong_count() > 0) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // Work that nobody waits for any more, such as recording a term, may still have hold of a disk.
+        if tokio::time::timeout(patience, released).await.is_err() {
+            tracing::warn!("disks are still in use by work under way");
         }
     }
 }

@@ -94,14 +94,21 @@ impl Server {
     }
 
     /// Stops listening, reads no more requests, lets handlers finish for [`Limits::drain_max`], and closes.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         let _ = self.stop.send(true);
-        let _ = self.accepting.await;
+        let _ = (&mut self.accepting).await;
         let all = u32::try_from(self.shared.limits.connections_max).unwrap_or(u32::MAX);
         let patience = self.shared.limits.drain_max * 2 + Duration::from_secs(1);
         if tokio::time::timeout(patience, self.room.acquire_many(all)).await.is_err() {
             tracing::warn!(local = %self.local, "connections did not end in time");
         }
+    }
+}
+
+/// One that is not stopped in order listens no longer either.
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.accepting.abort();
     }
 }
 

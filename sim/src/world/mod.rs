@@ -137,6 +137,12 @@ impl World {
             return;
         }
         trace::say(Kind::Killed, name, "killed");
+        self.stop(name);
+    }
+
+    /// The process is gone.
+    fn stop(&self, name: &str) {
+        let node = self.node(name);
         node.fence();
         node.disks().iter().for_each(|disk| disk.crash());
         self.handle.resume(node.id());

@@ -142,15 +142,15 @@ impl Shared {
         NodeContext { name: name.clone(), ip: *ip, incarnation, disks, world }
     }
 
-    fn end(&self) {
+    /// The main function returned: as when a process exits, its other tasks and its sockets go with it.
+    fn end(&self, incarnation: u64) {
         trace::say(Kind::Ends, &self.spec.name, "process ends");
-        let mut state = self.state();
-        for disk in &self.disks() {
-            disk.fence(state.incarnation + 1);
-            disk.crash();
+        if let Some(world) = self.world.upgrade()
+            && self.state().incarnation == incarnation
+        {
+            world.stop(&self.spec.name);
+            self.state().exited = true;
         }
-        state.power = Power::Down;
-        state.exited = true;
     }
 }
 
@@ -180,10 +180,11 @@ impl Node {
         let process = shared.clone();
         let built = handle.create_node().name(&name).ip(ip).init(move || {
             let (shared, context) = (process.clone(), process.begin());
+            let incarnation = context.incarnation;
             let main = (shared.spec.start)(context);
             async move {
                 main.await;
-                shared.end();
+                shared.end(incarnation);
             }
         });
         let node = Arc::new(Node { id: OnceLock::new(), shared });
