@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Hunts for one planted bug begin so far apart.
 const STRIDE: u64 = 1_000;
 
+/// Hunts for each bug with the library's own assertions off.
+const HUNTS_WITHOUT_ASSERTS: u64 = 3;
+
 /// How to run the bank.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -31,7 +34,7 @@ struct Hunt {
     tried: u64,
     /// What caught it.
     oracle: Option<String>,
-    /// Whether the same seed without the bug is quiet; `None` if nothing was caught.
+    /// Whether the same seed without the bug is quiet; `None` if it was not run.
     clean: Option<bool>,
 }
 
@@ -91,7 +94,7 @@ fn hunt(mutant: &Mutant, start: u64, settings: &Settings, no_asserts: bool) -> H
         hunt.reached += u64::from(report.bug_reached > 0);
         if let Some(failure) = report.failure.filter(|_| report.bug_reached > 0) {
             hunt.oracle = Some(failure.oracle);
-            hunt.clean = Some(pool::run(&clean).report.failure.is_none());
+            hunt.clean = (!no_asserts).then(|| pool::run(&clean).report.failure.is_none());
             break;
         }
     }
@@ -108,7 +111,9 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Vec<Row> {
     let mut hunts = Vec::new();
     for (at, _) in chosen.iter().enumerate() {
         for no_asserts in modes {
-            hunts.extend((0..settings.detections).map(|number| (at, *no_asserts, number)));
+            let count = if *no_asserts { HUNTS_WITHOUT_ASSERTS } else { u64::MAX };
+            let count = settings.detections.min(count);
+            hunts.extend((0..count).map(|number| (at, *no_asserts, number)));
         }
     }
     let bar = ProgressBar::new(hunts.len() as u64);
@@ -220,7 +225,7 @@ pub fn page(rows: &[Row], settings: &Settings, absent: &[(&str, &str)]) -> Strin
          Written by `mooseng-sim bank --write docs/BUG_BANK.md`. Each planted bug is a `bug!(Mnn)` in the code, compiled\n\
          only into simulations and off unless a run asks for it. For each, {} hunts from seeds {STRIDE} apart, at most {}\n\
          seeds each: how many of the seeds tried reached the site, how many hunts caught the bug, by which oracle, and\n\
-         after how many seeds. \"Own assertions off\": the same hunts with every `invariant!` of the library switched\n\
+         after how many seeds. \"Own assertions off\": the first of these hunts with every `invariant!` of the library switched\n\
          off, so that oracles alone see it. Every seed that caught a bug was run again without it.\n\n",
         settings.detections, settings.seeds_max
     );

@@ -131,9 +131,10 @@ impl Search<'_> {
 
 type Pass = fn(&Search<'_>, Plan) -> Plan;
 
-const PASSES: [(&str, Pass); 5] = [
+const PASSES: [(&str, Pass); 6] = [
     ("fewer frame faults", fewer_frames),
     ("fewer strikes", fewer_strikes),
+    ("less damage", less_damage),
     ("fewer operations", fewer_operations),
     ("a plainer world", plainer_world),
     ("plainer strikes", plainer_strikes),
@@ -159,7 +160,7 @@ fn fewer_frames(search: &Search<'_>, plan: Plan) -> Plan {
 
 /// A strike that is left out leaves its wait behind, so that the others keep their times.
 fn fewer_strikes(search: &Search<'_>, plan: Plan) -> Plan {
-    let count = plan.size().0;
+    let count = plan.strikes();
     search.leave_out(plan, count, |plan, kept| {
         let mut kept = kept.iter();
         let mut strikes = plan.strikes.clone();
@@ -169,6 +170,15 @@ fn fewer_strikes(search: &Search<'_>, plan: Plan) -> Plan {
             }
         }
         Plan { strikes, ..plan.clone() }
+    })
+}
+
+fn less_damage(search: &Search<'_>, plan: Plan) -> Plan {
+    let count = plan.damage.len();
+    search.leave_out(plan, count, |plan, kept| {
+        let damage = plan.damage.iter().zip(kept).filter(|(_, kept)| **kept);
+        let damage = damage.map(|((number, what), _)| (*number, what.clone())).collect();
+        Plan { damage, ..plan.clone() }
     })
 }
 
@@ -299,6 +309,9 @@ pub fn describe(plan: &Plan) -> String {
         if let Some(strike) = strike {
             text += &format!("after {at} ms: {strike}\n");
         }
+    }
+    for (number, what) in &plan.damage {
+        text += &format!("step {number} of further damage: {what}\n");
     }
     for fault in &plan.frames {
         text += &format!("{fault}\n");

@@ -23,6 +23,10 @@ pub struct Plan {
     pub options: Option<Options>,
     /// The injector's steps, in order.
     pub strikes: Vec<Planned>,
+    /// Further damage, by the number of the step that did it: what a step does to whom follows from its number
+    /// and the state of the world.
+    #[serde(default)]
+    pub damage: BTreeMap<u64, String>,
     /// What happened to single frames and to the handlers of single requests.
     pub frames: Vec<FrameFault>,
     /// By client: which of its operations it performs until the world heals, the others it skips.
@@ -30,9 +34,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Strikes, frame faults and operations in it.
+    /// Strikes of the injector in it.
+    pub fn strikes(&self) -> usize {
+        self.strikes.iter().filter(|planned| planned.strike.is_some()).count()
+    }
+
+    /// Strikes and further damage, frame faults and operations in it.
     pub fn size(&self) -> (usize, usize, u64) {
-        let strikes = self.strikes.iter().filter(|planned| planned.strike.is_some()).count();
+        let strikes = self.strikes() + self.damage.len();
         let operations = self.programs.values().map(|range| range.end - range.start).sum();
         (strikes, self.frames.len(), operations)
     }
@@ -90,6 +99,17 @@ pub fn given_strikes() -> Option<Vec<Planned>> {
 /// Writes a step of the injector down.
 pub fn record_strike(planned: Planned) {
     lock().state().recorded.strikes.push(planned);
+}
+
+/// Step `number` of further damage is about to do this: whether it may.
+pub fn damages(number: u64, what: &str) -> bool {
+    let mut guard = lock();
+    let state = guard.state();
+    let left_out = state.given.as_ref().is_some_and(|plan| !plan.damage.contains_key(&number));
+    if !left_out {
+        state.recorded.damage.insert(number, what.to_owned());
+    }
+    !left_out
 }
 
 /// What happens to a frame of this key: as the given plan says, or as `draw` does.

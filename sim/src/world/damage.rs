@@ -10,7 +10,7 @@ use super::inject::later;
 use super::node::{Power, Role};
 use crate::disk::SimDisk;
 use crate::rng::{Ratio, Rng};
-use crate::{stats, trace};
+use crate::{plan, stats, trace};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,14 +143,16 @@ pub async fn damage(world: Arc<World>, operator: Arc<dyn Operator>, time: Durati
     let end = trace::now_ns() + time.as_nanos() as u64;
     let once = vec![DamageKind::LoseMaster, DamageKind::AddMaster, DamageKind::AddServer];
     let mut hand = Hand { world, operator, rng, victims, old: None, once, end };
-    loop {
+    for number in 1.. {
+        // Each step has its own numbers, so that it does the same when another is left out.
+        hand.rng = hand.world.rng(&format!("damage {number}"));
         let pause = hand.rng.range(1, 2 * options.pause_ms.max(1));
         tokio::time::sleep(Duration::from_millis(pause)).await;
         if trace::now_ns() >= end || options.kinds.is_empty() {
             return;
         }
         let kind = *hand.rng.pick(&options.kinds);
-        if hand.strike(kind) {
+        if plan::damages(number, kind.counter()) && hand.strike(kind) {
             stats::count(kind.counter());
         }
     }
@@ -219,7 +221,7 @@ impl Hand {
         let servers = self.world.names(Role::Chunkserver);
         let Some(name) = self.one_up(&servers) else { return false };
         let (count, disk) = (self.rng.range(1, 3) as u32, self.disk(&name));
-        trace::line(&name, &format!("{kind:?}, {count} times"));
+        trace::say(trace::Kind::Disk, &name, &format!("{kind:?}, {count} times"));
         disk.set_faults(|faults| match kind {
             DamageKind::SyncEio => faults.next_sync_eio = count,
             _ => faults.next_write_eio = count,
@@ -244,7 +246,7 @@ impl Hand {
         let Some(name) = self.one_up(&servers) else { return false };
         let disk = self.disk(&name);
         let ratio = Ratio::one_in(self.rng.range(1, 6) as u32);
-        trace::line(&name, "reads fail");
+        trace::say(trace::Kind::Disk, &name, "reads fail");
         disk.set_faults(|faults| faults.read_eio = ratio);
         later(self.rng.range(50, 2_500), async move {
             disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
@@ -261,7 +263,7 @@ impl Hand {
             return false;
         }
         let (disk, write) = (self.disk(&name), self.rng.chance(1, 3));
-        trace::line(&name, "its disk fails once");
+        trace::say(trace::Kind::Disk, &name, "its disk fails once");
         disk.set_faults(|faults| match write {
             true => faults.next_write_eio = 1,
             false => faults.next_sync_eio = 1,
@@ -272,7 +274,7 @@ impl Hand {
     fn full_disk(&mut self) -> bool {
         let servers = self.world.names(Role::Chunkserver);
         let Some(name) = self.one_up(&servers) else { return false };
-        trace::line(&name, "its disk is full");
+        trace::say(trace::Kind::Disk, &name, "its disk is full");
         let disk = self.disk(&name);
         disk.set_faults(|faults| faults.full = true);
         later(self.rng.range(100, 3_000), async move {
@@ -296,7 +298,7 @@ impl Hand {
             let (at, mask) = (self.rng.below(len.max(1)), 1 << self.rng.below(8));
             disk.rot(path, at, mask);
         }
-        trace::line(&name, "bytes rot");
+        trace::say(trace::Kind::Disk, &name, "bytes rot");
         true
     }
 
@@ -304,7 +306,7 @@ impl Hand {
         let victims = self.victims.clone();
         let Some(name) = self.one_up(&victims) else { return false };
         let count = self.rng.range(1, 4) as u32;
-        trace::line(&name, &format!("{count} writes go elsewhere"));
+        trace::say(trace::Kind::Disk, &name, &format!("{count} writes go elsewhere"));
         self.disk(&name).set_faults(|faults| faults.next_misdirect = count);
         true
     }
