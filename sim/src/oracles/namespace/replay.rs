@@ -179,6 +179,7 @@ impl Replay {
                 Ok(self.attrs(held.then_some(op.inode), None))
             }
             Op::AllocInodes(_) | Op::SealOwn(_) => Err(Errno::EINVAL),
+            Op::Refused(op) => Err(Errno::new(op.errno)),
         }
     }
 
