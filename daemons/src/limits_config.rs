@@ -55,6 +55,7 @@ limits! {
         overlay_bytes_checkpoint,
         overlay_bytes_max,
         redb_cache_bytes,
+        table_slack_bytes,
         log_entries_kept,
         chunk_bytes,
         repairs_at_once,

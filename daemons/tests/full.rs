@@ -54,7 +54,7 @@ fn fill(mount: &Mount, prefix: &str, most: usize, len: usize) -> Vec<(usize, Pat
                     whole.len(),
                     begun.elapsed()
                 );
-                assert_eq!(error.raw_os_error(), Some(libc_enospc()), "{error}");
+                assert_eq!(error.raw_os_error(), Some(enospc()), "{error}");
                 assert!(begun.elapsed() < Duration::from_secs(20), "told late");
                 std::fs::remove_file(&path).expect("unlink works on a full cluster");
                 return whole;
@@ -64,7 +64,7 @@ fn fill(mount: &Mount, prefix: &str, most: usize, len: usize) -> Vec<(usize, Pat
     panic!("{most} files of {len} bytes went into disks that are smaller");
 }
 
-fn libc_enospc() -> i32 {
+fn enospc() -> i32 {
     rustix::io::Errno::NOSPC.raw_os_error()
 }
 
@@ -92,7 +92,7 @@ fn works_again(mount: &Mount, len: usize) {
     until("writes work again", 60, || match store(&path, 1 << 20, len) {
         Ok(()) => Some(()),
         Err(error) => {
-            assert_eq!(error.raw_os_error(), Some(libc_enospc()), "{error}");
+            assert_eq!(error.raw_os_error(), Some(enospc()), "{error}");
             None
         }
     });

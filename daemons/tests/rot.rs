@@ -133,8 +133,7 @@ fn a_damaged_copy_is_read_elsewhere_and_made_anew() {
     mount.unmount();
 
     // Under a running server, in the very copies that readers ask first.
-    for number in rows.len()..files {
-        let chunk = &before[number];
+    for chunk in &before[rows.len()..] {
         let replicas = chunk["replicas"].as_array().unwrap();
         let first = &replicas[chunk["id"].as_u64().unwrap() as usize % replicas.len()];
         Damage::flip(DATA + 5000).apply(&replica_file(&cluster, chunk, first));

@@ -4,7 +4,7 @@ use super::image::Image;
 use super::{Daemon, TempDir, free_ports, json, need_fuse, ok, pause, program, until};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What to start.
 #[derive(Clone)]
@@ -58,8 +58,9 @@ impl Cluster {
             options,
         };
         cluster.mount_images();
-        let data = cluster.master_dir(0);
-        ok("mooseng", &["init", "--data", &data.to_string_lossy()]);
+        let mut init = cluster.command("mooseng");
+        init.arg("init").arg("--data").arg(cluster.master_dir(0));
+        assert!(init.stdin(Stdio::null()).status().unwrap().success(), "{init:?}");
         for index in 0..cluster.options.masters {
             cluster.masters.push(None);
             cluster.start_master(index);

@@ -33,9 +33,9 @@ impl Image {
         Image { dir: dir.to_owned() }
     }
 
-    /// Fills it to the last block with a file that belongs to nobody here.
+    /// Fills it to the last block with a file that belongs to nobody here; again, with what came free since.
     pub fn fill(&self) {
-        let mut file = File::create(self.ballast()).unwrap();
+        let mut file = File::options().append(true).create(true).open(self.ballast()).unwrap();
         let piece = vec![0xa5; 1 << 20];
         let mut len = piece.len();
         while len > 0 {
