@@ -4,6 +4,7 @@ mod cluster_chaos;
 mod damage_chaos;
 mod disk_model;
 mod erasure_model;
+mod error_reporting;
 mod failover;
 mod journal;
 mod mutants;
@@ -11,6 +12,8 @@ mod namespace_chaos;
 mod namespace_model;
 mod placement_model;
 mod raft_chaos;
+mod single_fault;
+mod small_raft;
 mod store_model;
 mod tables_model;
 mod wal_model;
@@ -26,6 +29,9 @@ pub const ALL: &[Scenario] = &[
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
     damage_chaos::SCENARIO,
+    small_raft::SCENARIO,
+    single_fault::SCENARIO,
+    error_reporting::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,
