@@ -3,7 +3,7 @@
 #![cfg(feature = "sim")]
 
 use mooseng::marks;
-use mooseng_sim::models::wal::{crash_everywhere, failing_disk, rot_everywhere};
+use mooseng_sim::models::wal::{crash_everywhere, failing_disk, rot_everywhere, small_world};
 
 fn seeds(many: u64) -> std::ops::Range<u64> {
     let set = std::env::var("MOOSENG_SEEDS").ok().and_then(|text| text.parse().ok());
@@ -25,6 +25,9 @@ fn the_log_survives_every_crash_and_planted_bugs_are_caught() {
         assert!(report.crashes > 300, "{report:?}");
         println!("seed {seed}: {report:?}");
     }
+    let small = small_world().unwrap();
+    println!("small world: {small:?}");
+    assert!(small.crashes > 900, "{small:?}");
     let mut errors = 0;
     for seed in seeds(30) {
         errors += failing_disk(seed, 200).unwrap().errors;

@@ -296,6 +296,9 @@ impl Link {
             }
             replicas.extend(listed.into_iter().map(handler::state));
         }
+        if bug!(M32) {
+            replicas.iter_mut().for_each(|state| state.corrupt = false);
+        }
         let request = pb::ReportRequest {
             server: self.shared.known().server.map_or(0, |server| server.0),
             incarnation: self.shared.incarnation.0,

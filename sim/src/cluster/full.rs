@@ -210,7 +210,8 @@ impl Cluster {
             let active = rows
                 .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() == ServerState::Active));
             let (active, voters) = (active.count(), voters(&leader));
-            let same = applied.iter().all(|index| *index == applied[0]);
+            let all = applied.len() == names.len();
+            let same = all && applied.iter().all(|index| *index == applied[0]);
             if same && degraded == 0 && active == servers && voters == names.len() {
                 stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
                 return;

@@ -34,6 +34,35 @@ pub enum Outcome {
     KeepAll,
     /// Each sector on its own: dropped, kept, an earlier version, or (now and then) torn inside.
     Mixed,
+    /// Nothing but what is chosen.
+    Only(Chosen),
+}
+
+/// Which of the un-synced units survive a power loss. Units are counted from 0: changes of names in their
+/// order, then dirty sectors, file by file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// These do.
+    pub kept: [Option<usize>; 2],
+    /// This one only in its first half.
+    pub torn: Option<usize>,
+}
+
+impl Chosen {
+    /// Every choice of up to two survivors out of so many units, and of each one torn.
+    pub fn all(units: usize) -> Vec<Chosen> {
+        let mut all = Vec::new();
+        for a in 0..units {
+            all.push(Chosen { kept: [Some(a), None], torn: None });
+            all.push(Chosen { kept: [None, None], torn: Some(a) });
+            all.extend((0..a).map(|b| Chosen { kept: [Some(a), Some(b)], torn: None }));
+        }
+        all
+    }
+
+    pub(super) fn keeps(&self, unit: usize) -> bool {
+        self.kept.contains(&Some(unit))
+    }
 }
 
 /// Written and durable image of one file.
@@ -191,23 +220,25 @@ impl Content {
     }
 
     /// Becomes what the power loss leaves; that is durable then. Returns how many sectors were torn or lost.
-    pub fn power_loss(&mut self, outcome: Outcome, rng: &mut Rng) -> u64 {
+    pub fn power_loss(&mut self, outcome: Outcome, rng: &mut Rng, unit: &mut usize) -> u64 {
         let len = match outcome {
             Outcome::DropAll => self.durable_len,
             Outcome::KeepAll => self.len(),
             Outcome::Mixed => self.surviving_len(rng),
+            Outcome::Only(chosen) => self.chosen_len(chosen, *unit),
         } as usize;
         let mut image = std::mem::take(&mut self.written);
         let written_len = image.len();
         image.resize(image.len().max(len), 0);
         let mut changed = 0;
         for (sector, dirty) in std::mem::take(&mut self.dirty) {
+            let at = std::mem::replace(unit, *unit + 1);
             let start = sector as usize * SECTOR;
             if start >= image.len() {
                 continue;
             }
             let current = sector_of(&image[..written_len.min(image.len())], sector);
-            let survivor = survivor(&dirty, &current, outcome, rng);
+            let survivor = survivor(&dirty, &current, (outcome, at), rng);
             changed += u64::from(survivor != current);
             self.blocks.insert(start as u64 / BLOCK);
             let end = image.len().min(start + SECTOR);
@@ -217,6 +248,14 @@ impl Content {
         self.written = image;
         self.durable_len = len as u64;
         changed
+    }
+
+    /// Long enough for what survives.
+    fn chosen_len(&self, chosen: Chosen, first: usize) -> u64 {
+        let survives = |unit| chosen.keeps(unit) || chosen.torn == Some(unit);
+        let last = (first..).zip(self.dirty.keys()).filter(|(unit, _)| survives(*unit)).last();
+        let end = last.map_or(0, |(_, sector)| (sector + 1) * SECTOR as u64);
+        self.durable_len.max(end.min(self.len()))
     }
 
     fn surviving_len(&self, rng: &mut Rng) -> u64 {
@@ -234,9 +273,21 @@ impl Content {
     }
 }
 
-fn survivor(dirty: &Dirty, current: &Sector, outcome: Outcome, rng: &mut Rng) -> Sector {
+fn survivor(
+    dirty: &Dirty,
+    current: &Sector,
+    (outcome, unit): (Outcome, usize),
+    rng: &mut Rng,
+) -> Sector {
     let durable = &dirty.versions[0];
     match outcome {
+        Outcome::Only(chosen) if chosen.torn == Some(unit) && !dirty.lost => {
+            let mut sector = current.clone();
+            sector[SECTOR / 2..].copy_from_slice(&durable[SECTOR / 2..]);
+            sector
+        }
+        Outcome::Only(chosen) if chosen.keeps(unit) && !dirty.lost => current.clone(),
+        Outcome::Only(_) => durable.clone(),
         _ if dirty.lost => durable.clone(),
         Outcome::DropAll => durable.clone(),
         Outcome::KeepAll => current.clone(),

@@ -13,7 +13,7 @@ mod names;
 #[cfg(test)]
 mod tests;
 
-pub use content::{BLOCK, Outcome, SECTOR};
+pub use content::{BLOCK, Chosen, Outcome, SECTOR};
 pub use faults::{Counters, Event, Faults};
 
 use crate::rng::Rng;
@@ -134,9 +134,10 @@ impl SimDisk {
     pub fn power_loss_as(&self, outcome: Outcome) {
         let mut state = self.state();
         let State { rng, files, names, counters, .. } = &mut *state;
-        counters.names_lost += names.power_loss(outcome, rng);
+        let mut unit = 0;
+        counters.names_lost += names.power_loss(outcome, rng, &mut unit);
         for file in files.values_mut() {
-            counters.sectors_lost += file.content.power_loss(outcome, rng);
+            counters.sectors_lost += file.content.power_loss(outcome, rng, &mut unit);
             file.open = 0;
         }
         counters.power_losses += 1;

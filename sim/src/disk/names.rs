@@ -102,7 +102,7 @@ impl Names {
     }
 
     /// Becomes what the power loss leaves. Returns how many changes were lost.
-    pub fn power_loss(&mut self, outcome: Outcome, rng: &mut Rng) -> u64 {
+    pub fn power_loss(&mut self, outcome: Outcome, rng: &mut Rng, unit: &mut usize) -> u64 {
         let pending = std::mem::take(&mut self.pending);
         let prefix = rng.index(pending.len() + 1);
         // Journals keep a prefix; other file systems any subset.
@@ -114,6 +114,7 @@ impl Names {
                 Outcome::KeepAll => true,
                 Outcome::Mixed if journal => at < prefix,
                 Outcome::Mixed => rng.chance(1, 2),
+                Outcome::Only(chosen) => chosen.keeps(*unit + at),
             };
             if kept {
                 change.apply(&mut self.durable);
@@ -121,6 +122,7 @@ impl Names {
                 lost += 1;
             }
         }
+        *unit += pending.len();
         let whole = self.durable.clone();
         self.durable.retain(|path, _| reachable(&whole, parent(path)));
         self.written = self.durable.clone();

@@ -9,7 +9,7 @@
 //!
 //! It does not check what the log above makes of a checkpoint, nor time, nor several threads.
 
-use crate::disk::{Faults, Outcome, SimDisk};
+use crate::disk::{Chosen, Faults, Outcome, SimDisk};
 use crate::rng::{Ratio, Rng};
 use mooseng::limits::Limits;
 use mooseng::pb;
@@ -192,6 +192,60 @@ pub fn crash_everywhere(seed: u64, steps: usize) -> Result<Report, String> {
         crash_at(seed, &program, at, &mut report).map_err(say)?;
     }
     Ok(report)
+}
+
+/// Every program of one and of two steps before a checkpoint, on tables with one checkpoint, crashed at every
+/// call that changes the disk, with every fate of what was not synced: nothing kept, everything, each unit
+/// kept alone, each unit torn, and with `pairs` each two.
+pub fn small_world(pairs: bool) -> Result<Report, String> {
+    let steps = [Step::Put(0, 1, 50), Step::Put(1, 2, 5000), Step::Delete(0, 1), Step::Install];
+    let begun = [Step::Put(0, 1, 30), Step::Put(2, 5, 200), Step::Checkpoint];
+    let mut report = Report::default();
+    let ones = steps.iter().map(|a| vec![a]);
+    let twos = steps.iter().flat_map(|a| steps.iter().map(move |b| vec![a, b]));
+    for program in ones.chain(twos) {
+        let mut all: Vec<Step> = begun.to_vec();
+        all.extend(program.into_iter().cloned());
+        all.push(Step::Checkpoint);
+        for at in 0.. {
+            let disk = fresh(1);
+            let mut life = Life::open(disk.handle(1), limits(1), &[&(0, Model::new())])?;
+            life.run(&begun, 1).map_err(|error| error.to_string())?;
+            disk.die_after(at);
+            _ = life.run(&all[begun.len()..], 1 + begun.len() as u64);
+            if !disk.is_dead() {
+                break;
+            }
+            report.changes += 1;
+            let expected: Vec<&Point> =
+                [&life.acknowledged].into_iter().chain(&life.attempted).collect();
+            every_way(&disk, &expected, pairs, &mut report)
+                .map_err(|error| format!("{all:?}, crash at change {at}: {error}"))?;
+        }
+    }
+    Ok(report)
+}
+
+fn every_way(
+    disk: &Arc<SimDisk>,
+    expected: &[&Point],
+    pairs: bool,
+    report: &mut Report,
+) -> Result<(), String> {
+    let (sectors, names) = disk.unsynced();
+    let mut chosen = Chosen::all(sectors + names);
+    chosen.retain(|chosen| pairs || chosen.kept[1].is_none());
+    let chosen = chosen.into_iter().map(Outcome::Only);
+    for fate in [Outcome::DropAll, Outcome::KeepAll].into_iter().chain(chosen) {
+        let copy = disk.duplicate(1);
+        copy.fence(10);
+        copy.power_loss_as(fate);
+        let life = Life::open(copy.handle(10), limits(1), expected);
+        let index = life.map_err(|error| format!("{fate:?}: {error}"))?.acknowledged.0;
+        report.crashes += 1;
+        report.went_forward += u64::from(index != expected[0].0);
+    }
+    Ok(())
 }
 
 fn crash_at(seed: u64, program: &[Step], at: u64, report: &mut Report) -> Result<(), String> {

@@ -10,7 +10,7 @@
 //!
 //! It does not check what Raft makes of the log, nor time.
 
-use crate::disk::{Outcome, SimDisk};
+use crate::disk::{Chosen, Outcome, SimDisk};
 use crate::rng::{Ratio, Rng};
 use mooseng::ids::{LogIndex, NodeId, Term};
 use mooseng::limits::Limits;
@@ -230,6 +230,66 @@ pub fn crash_everywhere(seed: u64, steps: usize) -> Result<Report, String> {
             .map_err(|error| format!("seed {seed}, crash at change {at} of {changes}: {error}"))?;
     }
     Ok(report)
+}
+
+/// Every step that changes something, in a small form.
+const SMALL: [Step; 9] = [
+    Step::Append(1, 40),
+    Step::Append(2, 700),
+    Step::Vote,
+    Step::Truncate(1),
+    Step::Purge(1),
+    Step::PurgeBeyond(2),
+    Step::Install,
+    Step::Committed,
+    Step::Sync,
+];
+
+/// Every program of one and of two steps, on a log with two entries, crashed at every call that changes the
+/// disk, with every fate of what was not synced: nothing kept, everything, each choice of up to two units,
+/// each unit torn.
+pub fn small_world() -> Result<Report, String> {
+    let begun = [Step::Append(2, 60), Step::Vote, Step::Sync];
+    let mut report = Report::default();
+    let ones = SMALL.iter().map(|a| vec![a]);
+    let twos = SMALL.iter().flat_map(|a| SMALL.iter().map(move |b| vec![a, b]));
+    for program in ones.chain(twos) {
+        let steps: Vec<Step> = begun.iter().chain(program).chain([&Step::Sync]).cloned().collect();
+        let disk = fresh(1);
+        let mut life = Life::open(&disk, 1, &[Model::default()])?;
+        life.run(&begun)?;
+        let from = disk.counters().changes;
+        life.run(&steps[begun.len()..]).map_err(|error| format!("undisturbed: {error}"))?;
+        let to = disk.counters().changes;
+        report.changes += to - from;
+        for at in from..to {
+            crash_every_way(&steps, at, &mut report)
+                .map_err(|error| format!("{steps:?}, crash at change {at} of {to}: {error}"))?;
+        }
+    }
+    Ok(report)
+}
+
+fn crash_every_way(program: &[Step], at: u64, report: &mut Report) -> Result<(), String> {
+    let disk = fresh(1);
+    disk.die_after(at);
+    let Ok(mut life) = Life::open(&disk, 1, &[Model::default()]) else { return Ok(()) };
+    if life.run(program).is_ok() {
+        return Ok(());
+    }
+    let (sectors, names) = disk.unsynced();
+    let chosen = Chosen::all(sectors + names).into_iter().map(Outcome::Only);
+    for fate in [Outcome::DropAll, Outcome::KeepAll].into_iter().chain(chosen) {
+        let copy = disk.duplicate(at);
+        lose(&copy, Some(fate), 10);
+        let life = Life::open(&copy, 10, &life.possible);
+        let found = life.map_err(|error| format!("{fate:?}: {error}"))?.model;
+        // What was recovered stays.
+        lose(&copy, Some(Outcome::DropAll), 11);
+        Life::open(&copy, 11, &[found]).map_err(|error| format!("{fate:?}, again: {error}"))?;
+        report.crashes += 1;
+    }
+    Ok(())
 }
 
 fn crash_at(seed: u64, program: &[Step], at: u64, report: &mut Report) -> Result<(), String> {

@@ -2,7 +2,7 @@
 //! themselves by what DISK_FORMAT.md says.
 //!
 //! - Enough shards: every shard of the layout is on the disk of an active server, at least up to the committed
-//!   length, and every block up to there matches its CRC.
+//!   length, and every block up to there matches its CRC; shards of sealed chunks end there.
 //! - Copies are equal up to the committed length; parity is what encoding the data shards again gives.
 //! - What files refer to lies within committed lengths.
 //!
@@ -157,7 +157,12 @@ fn shard(
     let file = disk.written(&format!("chunks/{:02x}/{name}", id & 0xff)).ok_or("no such file")?;
     let table = (shard_len(k, CHUNK_MAX) / BLOCK * 4).next_multiple_of(BLOCK);
     let data = file.get(HEADER + table..HEADER + table + len);
-    let data = data.ok_or_else(|| format!("the file has {} bytes", file.len()))?;
+    let size = format!("the file has {} bytes", file.len());
+    let data = data.ok_or(size.clone())?;
+    // A sealed one ends where it was committed.
+    if chunk.state() == ChunkState::Sealed && file.len() != HEADER + table + len {
+        return Err(size);
+    }
     let seed = if k == 1 { 0 } else { replica.shard as u8 };
     for (index, block) in data.chunks(BLOCK).enumerate() {
         let at = HEADER + index * 4;

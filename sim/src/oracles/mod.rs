@@ -8,6 +8,7 @@
 //! | O5 | the invariants of Raft | `raft` |
 //! | O6 | every chunk has its shards, valid and equal | `chunks` |
 //! | O7 | soon after healing everything works again | `liveness` |
+//! | O11 | a failed write-back is told once to each description | `reporting` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
 //! | O13 | what a frame promises is durable when it leaves | `persist`, `persist_chunks` |
 
@@ -19,6 +20,7 @@ pub mod namespace;
 pub mod persist;
 pub mod persist_chunks;
 pub mod raft;
+pub mod reporting;
 pub mod state_hash;
 
 use mooseng::raft::Applied;

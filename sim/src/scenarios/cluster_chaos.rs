@@ -164,7 +164,7 @@ fn check(world: &World, cluster: &Cluster) {
 }
 
 /// A new mount, without caches, reads everything that was ever promised.
-async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger) {
+pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger) {
     let done = Arc::new(Mutex::new(false));
     let (ledger, finished) = (ledger.clone(), done.clone());
     let (own, cluster) = (Arc::downgrade(world), cluster.clone());

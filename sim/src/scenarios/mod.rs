@@ -5,6 +5,7 @@ mod damage;
 mod damage_chaos;
 mod disk_model;
 mod erasure_model;
+mod error_reporting;
 mod failover;
 mod journal;
 mod master_full;
@@ -13,6 +14,8 @@ mod namespace_chaos;
 mod namespace_model;
 mod placement_model;
 mod raft_chaos;
+mod single_fault;
+mod small_raft;
 mod store_model;
 mod tables_model;
 mod wal_model;
@@ -28,6 +31,9 @@ pub const ALL: &[Scenario] = &[
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
     damage_chaos::SCENARIO,
+    small_raft::SCENARIO,
+    single_fault::SCENARIO,
+    error_reporting::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,

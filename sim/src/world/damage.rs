@@ -18,6 +18,9 @@ use std::time::Duration;
 /// A new disk's size, bytes.
 const DISK_BYTES: u64 = 256 << 20;
 
+/// Distance of rotten bytes, a block of a replica.
+const ROT_STEP: usize = 4096;
+
 /// What else can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum DamageKind {
@@ -292,11 +295,19 @@ impl Hand {
         if paths.is_empty() {
             return false;
         }
+        // Single bytes anywhere, and a file of which every other block rots.
         for _ in 0..self.rng.range(1, 6) {
             let path = *self.rng.pick(&paths);
             let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
-            let (at, mask) = (self.rng.below(len.max(1)), 1 << self.rng.below(8));
-            disk.rot(path, at, mask);
+            disk.rot(path, self.rng.below(len.max(1)), 1 << self.rng.below(8));
+        }
+        let path = *self.rng.pick(&paths);
+        let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
+        for block in (0..len).step_by(ROT_STEP) {
+            if self.rng.chance(1, 2) {
+                let at = block + self.rng.below(ROT_STEP as u64);
+                disk.rot(path, at, 1 << self.rng.below(8));
+            }
         }
         trace::say(trace::Kind::Disk, &name, "bytes rot");
         true

@@ -13,6 +13,7 @@ pub use frames::Frames;
 pub use node::{NodeContext, NodeSpec, Power, Role, StartFn, here};
 pub use options::{FaultKind, Options};
 
+use crate::disk::Outcome;
 use crate::rng::Rng;
 use crate::trace::Kind;
 use crate::{plan, stats, trace};
@@ -152,6 +153,11 @@ impl World {
 
     /// The machine loses power: un-synced bytes and names are kept, dropped or torn; nobody is told.
     pub fn power_loss(&self, name: &str) {
+        self.power_loss_as(name, Outcome::Mixed);
+    }
+
+    /// A power loss with a chosen outcome.
+    pub fn power_loss_as(&self, name: &str, outcome: Outcome) {
         let node = self.node(name);
         if node.power() == Power::Off {
             return;
@@ -165,7 +171,7 @@ impl World {
             &format!("loses power, un-synced: {sectors} sectors, {names} names"),
         );
         node.fence();
-        disks.iter().for_each(|disk| disk.power_loss());
+        disks.iter().for_each(|disk| disk.power_loss_as(outcome));
         // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
         self.handle.pause(node.id());
         NetSim::current().clog_node(node.id());

@@ -4,6 +4,7 @@ mod crash;
 mod disks;
 mod mutants;
 mod rules;
+mod small;
 
 use bytes::Bytes;
 use mooseng::checksum::block_crcs;
