@@ -7,11 +7,11 @@ use super::types::{
     vote_from_pb, vote_to_pb,
 };
 use super::{ProposeError, members};
+use crate::bug;
 use crate::ids::Uuid;
 use crate::pb;
 use crate::tables::Install;
 use crate::wire::{Call, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
-use crate::{bug, seam};
 use bytes::Bytes;
 use openraft::Snapshot;
 use openraft::error::{Fatal, Infallible, RaftError};
