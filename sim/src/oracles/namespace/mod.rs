@@ -251,10 +251,10 @@ impl Effects {
                 (Some(Proposal::OpenSession(cmd)), Some(outcome::Kind::Session(reply))) => {
                     self.begin(index, cmd.client_nonce, reply)?;
                 }
-                (Some(Proposal::EndSession(cmd)), _) => {
-                    let session = self.sessions.get_mut(&cmd.session);
-                    if session.is_some_and(|session| !std::mem::replace(&mut session.ended, true)) {
-                        self.push(index, Act::End(cmd.session));
+                (Some(Proposal::EndSession(cmd)), Some(outcome::Kind::Id(dropped))) => {
+                    if let Some(session) = self.sessions.get_mut(&cmd.session) {
+                        session.ended = true;
+                        self.push(index, Act::End(cmd.session, *dropped));
                     }
                 }
                 (Some(Proposal::Batch(batch)), Some(outcome::Kind::Batch(reply))) => {

@@ -20,8 +20,8 @@ pub enum Act {
     Time(u64),
     /// A session begins, with these inode numbers.
     Begin(u64, Range<u64>),
-    /// A session ends.
-    End(u64),
+    /// A session ends, and drops so many of its pins: the first by inode.
+    End(u64, u64),
     /// An operation of a session.
     Change(u64, Op),
     /// A query.
@@ -59,11 +59,7 @@ impl Model for Replay {
             Act::Init => self.fs = ModelFs::new(self.fs.now),
             Act::Time(ns) => self.fs.now = self.fs.now.max(i64::try_from(*ns).unwrap_or(i64::MAX)),
             Act::Begin(session, range) => return self.grant(*session, range.clone()),
-            Act::End(session) => {
-                self.fs.end_client(*session as usize);
-                self.held.retain(|(_, holder), _| holder != session);
-                self.granted.remove(session);
-            }
+            Act::End(session, dropped) => return self.end(*session, *dropped),
             Act::Change(session, op) => return self.change(*session, op, seen),
             Act::Look(query) => {
                 for told in seen {
@@ -178,6 +174,7 @@ impl Replay {
                 let held = self.let_go(session, op.inode);
                 Ok(self.attrs(held.then_some(op.inode), None))
             }
+            Op::Refused(op) => Err(Errno::new(op.errno)),
             Op::AllocInodes(_) | Op::SealOwn(_) => Err(Errno::EINVAL),
             Op::Refused(op) => Err(Errno::new(op.errno)),
         }
@@ -236,8 +233,12 @@ impl Replay {
         };
         let pin = (op.pin_victim && !exchange && !same).then_some(session);
         self.hold_over(pin, target, &rename)?;
+        if same {
+            // Nothing happened to the directories.
+            return Ok(self.attrs(source, None));
+        }
         let expected = self.attrs(source, Some(op.parent));
-        let victim = target.filter(|_| !same).and_then(|ino| self.expect(ino));
+        let victim = target.and_then(|ino| self.expect(ino));
         Ok(Expected { new_parent: self.expect(op.new_parent), victim, ..expected })
     }
 
@@ -301,6 +302,23 @@ impl Replay {
         let handle = self.fs.hold(session as usize, ino)?;
         self.held.insert((ino, session), handle);
         Ok(true)
+    }
+
+    fn end(&mut self, session: u64, dropped: u64) -> Result<(), String> {
+        self.granted.remove(&session);
+        let held = self.held.keys().filter(|(_, holder)| *holder == session);
+        let held: Vec<u64> = held.map(|(ino, _)| *ino).collect();
+        let most = usize::try_from(dropped).unwrap_or(usize::MAX);
+        if most == 0 && !held.is_empty() || most > held.len() {
+            return Err(format!(
+                "{session} drops {dropped} pins at its end, it has {}",
+                held.len()
+            ));
+        }
+        for ino in held.into_iter().take(most) {
+            self.let_go(session, ino);
+        }
+        Ok(())
     }
 
     fn let_go(&mut self, session: u64, ino: u64) -> bool {
