@@ -6,7 +6,7 @@
 mod common;
 
 use common::cluster::{Cluster, Mount, Options, count};
-use common::{need_fuse, turn, until};
+use common::{need_fuse, pause, turn, until};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -160,5 +160,107 @@ fn disks_without_a_free_block_lose_nothing() {
     works_again(&mount, 2 * MIB);
     is_up(&cluster);
     all_there(&files[1..], 2 * MIB);
+    mount.unmount();
+}
+
+/// A master's disk of its own, small enough to be filled by names and small files.
+fn small_master() -> Options {
+    let mut options = options(1, 2)
+        .limit("wal_segment_bytes", MIB as u64)
+        .limit("table_slack_bytes", 4 * MIB as u64)
+        .limit("overlay_bytes_checkpoint", MIB as u64);
+    options.master_disk = Some(48 * MIB as u64);
+    options
+}
+
+/// Bytes of an attribute that make a small file take more of the master's disk.
+const ATTRIBUTE: usize = 60_000;
+
+/// A file that lies with the masters, all of it.
+fn store_small(path: &PathBuf, number: usize) -> io::Result<()> {
+    store(path, number, 4000)?;
+    let value = contents(number + 1, ATTRIBUTE);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path.as_path(), "user.bulk", &value, flags).map_err(io::Error::from)
+}
+
+/// Small files until one does not fit.
+fn fill_master(mount: &Mount) -> Vec<(usize, PathBuf)> {
+    let mut whole = Vec::new();
+    for number in 0..2000 {
+        let path = mount.path(&format!("s{number}"));
+        match store_small(&path, number) {
+            Ok(()) => whole.push((number, path)),
+            Err(error) => {
+                eprintln!("{} small files, then: {error}", whole.len());
+                assert_eq!(error.raw_os_error(), Some(enospc()), "{error}");
+                // It may have been made before the rest of it did not fit.
+                let _ = std::fs::remove_file(&path);
+                return whole;
+            }
+        }
+    }
+    panic!("the small files went into a disk that is smaller");
+}
+
+#[test]
+fn a_full_master_says_so_and_recovers() {
+    let _turn = turn();
+    need_fuse();
+    let mut cluster = Cluster::start("master", small_master());
+    let mount = cluster.mount("mount");
+    let mut files = fill_master(&mount);
+    assert!(files.len() > 100, "only {} small files", files.len());
+    is_up(&cluster);
+    all_there(&files, 4000);
+    // Also a start finds room, and nothing is lost.
+    cluster.masters[0].take().unwrap().stop();
+    cluster.start_master(0);
+    cluster.wait_whole();
+    for (_, path) in files.drain(..files.len() / 2) {
+        std::fs::remove_file(path).expect("unlink works on a full master");
+    }
+    works_again(&mount, 4000);
+    store_small(&mount.path("more"), 1 << 21).expect("there is room for more than a little");
+    is_up(&cluster);
+    all_there(&files, 4000);
+    for (number, path) in &files {
+        let value = common::xattr(path, "user.bulk");
+        assert!(value == contents(number + 1, ATTRIBUTE), "{}: attribute", path.display());
+    }
+    mount.unmount();
+}
+
+/// Somebody else takes the last block of the master's disk.
+#[test]
+fn a_master_without_a_free_block_loses_nothing() {
+    let _turn = turn();
+    need_fuse();
+    let mut cluster = Cluster::start("brim-master", small_master());
+    let mount = cluster.mount("mount");
+    let files: Vec<_> =
+        (0..300).map(|number| (number, mount.path(&format!("f{number}")))).collect();
+    files.iter().for_each(|(number, path)| store(path, *number, 4000).unwrap());
+    cluster.images[0].fill();
+    // The master gives its reserve up when it sees that; it is taken from it too.
+    pause(500);
+    cluster.images[0].fill();
+    fill_master(&mount);
+    let refused = std::fs::create_dir(mount.path("dir")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(enospc()), "{refused}");
+    is_up(&cluster);
+    all_there(&files, 4000);
+    for (_, path) in &files[..100] {
+        std::fs::remove_file(path).expect("unlink works on a full master");
+    }
+    // It also starts without a free block.
+    cluster.masters[0].take().unwrap().stop();
+    cluster.start_master(0);
+    cluster.wait_whole();
+    all_there(&files[100..], 4000);
+    cluster.images[0].relieve();
+    works_again(&mount, 4000);
+    is_up(&cluster);
+    all_there(&files[100..], 4000);
     mount.unmount();
 }

@@ -122,7 +122,7 @@ impl<M: Machine> Core<M> {
 
     /// What must fit on the disk.
     pub fn needs(&self) -> Needs {
-        let log_is_low = self.log.with_wal(|wal| wal.space_is_low());
+        let log_is_low = self.log_is_low();
         let inner = self.shared.lock();
         let db = inner.machine.db();
         Needs {
@@ -133,18 +133,24 @@ impl<M: Machine> Core<M> {
     }
 
     /// Holds proposals back while the rows of the last seconds wait for a checkpoint (rule C3): while they take
-    /// much memory, or while their checkpoint might not fit on the disk if they were more.
+    /// much memory, or while their checkpoint might not fit on the disk if they were more. On a disk that has no
+    /// room for any checkpoint that would be for ever: what frees space passes as long as the log has a segment
+    /// to go on in.
     pub async fn wait_for_room(&self) {
         loop {
             let finished = self.shared.finished.notified();
             let much = self.shared.overlay_bytes() >= self.limits.overlay_bytes_max;
-            if !much && !self.is_squeezed() {
+            if !much && (!self.is_squeezed() || self.space.is_low() && !self.log_is_low()) {
                 return;
             }
             mark!("raft: proposals wait for a checkpoint");
             self.shared.wanted.notify_one();
             let _ = tokio::time::timeout(self.limits.heartbeat, finished).await;
         }
+    }
+
+    fn log_is_low(&self) -> bool {
+        self.log.with_wal(|wal| wal.space_is_low())
     }
 
     fn is_squeezed(&self) -> bool {

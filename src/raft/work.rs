@@ -43,6 +43,7 @@ impl DiskWork {
 }
 
 #[cfg(all(test, not(feature = "sim")))]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering};
