@@ -4,6 +4,7 @@ mod cluster_chaos;
 mod damage;
 mod damage_chaos;
 mod disk_model;
+mod erasure_chaos;
 mod erasure_model;
 mod error_reporting;
 mod failover;
@@ -31,6 +32,7 @@ pub const ALL: &[Scenario] = &[
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
     damage_chaos::SCENARIO,
+    erasure_chaos::SCENARIO,
     small_raft::SCENARIO,
     single_fault::SCENARIO,
     error_reporting::SCENARIO,
