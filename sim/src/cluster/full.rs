@@ -195,7 +195,7 @@ impl Cluster {
         let (names, servers) = (world.names(Role::Master), world.names(Role::Chunkserver).len());
         let healed = trace::now_ns();
         let mut why = String::new();
-        for _ in 0..900 {
+        for _ in 0..600 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let nodes: Vec<_> = names.iter().filter_map(|name| self.get(name)).collect();
             let Some(leader) = self.leader(world) else {
@@ -220,7 +220,7 @@ impl Cluster {
                 "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {voters} voters"
             );
         }
-        stuck("O7", format!("not converged 90 s after healing: {why}"));
+        stuck("O7", format!("not converged 60 s after healing: {why}"));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::cluster::full::Cluster;
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
 use crate::stats;
+use crate::world::damage::victims;
 use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
 use mooseng::erasure::{Codec, Layout};
@@ -95,8 +96,12 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
     Ok(())
 }
 
+/// A server's disk, and whether writes to it may go astray.
+type Home = (Arc<SimDisk>, bool);
+
 /// The disk of each active server.
-fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Arc<SimDisk>> {
+fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Home> {
+    let astray = victims(world);
     let machines = world.names(Role::Chunkserver);
     let rows = view.range::<Servers>(&ServerId(0), None).map(|row| row.expect("tables").1);
     let active = rows.filter(|row| row.state() == ServerState::Active);
@@ -105,7 +110,7 @@ fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Arc<SimDisk>> {
             let number = name.trim_start_matches('s').parse().expect("s1, s2, ...");
             row.address.starts_with(&format!("{}:", chunkserver_ip(number)))
         })?;
-        Some((row.id, world.disks(name)[0].clone()))
+        Some((row.id, (world.disks(name)[0].clone(), astray.contains(name))))
     };
     active.filter_map(of).collect()
 }
@@ -118,7 +123,7 @@ fn shard_len(k: usize, logical: usize) -> usize {
     }
 }
 
-fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Arc<SimDisk>>) -> Result<(), Broken> {
+fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Home>) -> Result<(), Broken> {
     let layout = chunk.layout.unwrap_or_default();
     let (k, m) = (layout.data as usize, layout.parity as usize);
     let len = shard_len(k, chunk.committed_len as usize);
@@ -127,8 +132,18 @@ fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Arc<SimDisk>>) -> Result<(), Bro
     for replica in &chunk.replicas {
         let at = replica.shard as usize;
         let found = disks.get(&replica.server).ok_or("its server is not active".to_owned());
-        match found.and_then(|disk| shard(disk, chunk, replica, len)) {
-            Ok(bytes) => shards[at] = Some(bytes),
+        let astray = found.as_ref().is_ok_and(|(_, astray)| *astray);
+        match found.and_then(|(disk, _)| shard(disk, chunk, replica, len)) {
+            Ok((bytes, surplus)) => {
+                shards[at] = Some(bytes);
+                // A sealed one ends where it was committed, once its server has heard of it.
+                if surplus > 0 && !astray && chunk.state() == ChunkState::Sealed {
+                    bad.push(format!(
+                        "shard {at} on server {}: {surplus} bytes more",
+                        replica.server
+                    ));
+                }
+            }
             Err(why) => bad.push(format!("shard {at} on server {}: {why}", replica.server)),
         }
     }
@@ -144,25 +159,20 @@ fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Arc<SimDisk>>) -> Result<(), Bro
     Ok(())
 }
 
-/// The shard's bytes from the disk, if every block is what its CRC says.
+/// The shard's bytes from the disk, if every block is what its CRC says, and how many more there are.
 fn shard(
     disk: &SimDisk,
     chunk: &pb::Chunk,
     replica: &pb::Replica,
     len: usize,
-) -> Result<Vec<u8>, String> {
+) -> Result<(Vec<u8>, usize), String> {
     let k = chunk.layout.unwrap_or_default().data as usize;
     let (id, generation) = (chunk.id, replica.r#gen);
     let name = format!("{id:016x}-{generation:x}-{}-{k}.dat", replica.shard);
     let file = disk.written(&format!("chunks/{:02x}/{name}", id & 0xff)).ok_or("no such file")?;
     let table = (shard_len(k, CHUNK_MAX) / BLOCK * 4).next_multiple_of(BLOCK);
     let data = file.get(HEADER + table..HEADER + table + len);
-    let size = format!("the file has {} bytes", file.len());
-    let data = data.ok_or(size.clone())?;
-    // A sealed one ends where it was committed.
-    if chunk.state() == ChunkState::Sealed && file.len() != HEADER + table + len {
-        return Err(size);
-    }
+    let data = data.ok_or_else(|| format!("the file has {} bytes", file.len()))?;
     let seed = if k == 1 { 0 } else { replica.shard as u8 };
     for (index, block) in data.chunks(BLOCK).enumerate() {
         let at = HEADER + index * 4;
@@ -171,7 +181,7 @@ fn shard(
             return Err(format!("block {index} does not match its CRC"));
         }
     }
-    Ok(data.to_vec())
+    Ok((data.to_vec(), file.len() - HEADER - table - len))
 }
 
 fn agree(chunk: &pb::Chunk, shards: &[Option<Vec<u8>>], k: usize, m: usize) -> Result<(), Broken> {

@@ -183,7 +183,11 @@ impl World {
         let node = self.node(name);
         match node.power() {
             Power::Up | Power::Paused => return,
-            Power::Down => {}
+            // One that ended by itself may have left tasks behind, which end with their process.
+            Power::Down => {
+                self.handle.kill(node.id());
+                tokio::time::sleep(SETTLE).await;
+            }
             Power::Off => {
                 self.handle.resume(node.id());
                 self.handle.kill(node.id());
