@@ -183,6 +183,7 @@ pub async fn watch<M: Machine>(core: Arc<Core<M>>) {
 pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
     let mut bytes_at_checkpoint = 0;
     let mut pause = 0u32;
+    space.look(core.needs()).await;
     loop {
         tokio::select! {
             biased;

@@ -159,7 +159,7 @@ impl<M: Machine> RaftNode<M> {
     ) -> Result<Arc<RaftNode<M>>, StartError> {
         check_present(&config)?;
         let work = DiskWork::default();
-        let mut space = Space::new(config.disk.clone(), &config.limits, work.clone());
+        let space = Space::new(config.disk.clone(), &config.limits, work.clone());
         let wal = Wal::open(config.disk.clone(), &config.limits)?;
         let (db, checkpoint) = Db::open(config.disk.clone(), TABLES, &config.limits)?;
         seam::settle().await;
@@ -201,7 +201,6 @@ impl<M: Machine> RaftNode<M> {
             space: space.seen(),
             stopping: AtomicBool::new(false),
         });
-        space.look(core.needs()).await;
         let tasks = vec![
             seam::spawn(propose::run(core.clone(), proposed)),
             seam::spawn(propose::run_reads(core.clone(), asked)),

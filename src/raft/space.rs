@@ -20,6 +20,7 @@ pub struct Space {
     /// Kept free, and kept in reserve, beside what a checkpoint takes: a log segment.
     segment_bytes: u64,
     held: Option<Arc<dyn DiskFile>>,
+    looked: bool,
     seen: Arc<Seen>,
 }
 
@@ -35,7 +36,7 @@ pub struct Needs {
 }
 
 /// What was seen last, for everybody.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Seen {
     low: AtomicBool,
     free: AtomicU64,
@@ -56,16 +57,15 @@ impl Seen {
 }
 
 impl Space {
-    /// Frees what an earlier process kept, so that log and tables open with all the room there is.
+    /// Nothing is known, or touched, before the first look.
     pub fn new(disk: Arc<dyn Disk>, limits: &Limits, work: DiskWork) -> Space {
-        // Missing it is the usual case; any other error shows at the next call that matters.
-        let _ = disk.remove(RESERVE);
         Space {
             disk,
             work,
             segment_bytes: limits.wal_segment_bytes,
             held: None,
-            seen: Arc::default(),
+            looked: false,
+            seen: Arc::new(Seen { low: false.into(), free: u64::MAX.into() }),
         }
     }
 
@@ -76,6 +76,11 @@ impl Space {
 
     /// Looks at the disk. One that cannot say is not full.
     pub async fn look(&mut self, needs: Needs) {
+        if !std::mem::replace(&mut self.looked, true) && self.disk.exists(RESERVE).unwrap_or(false)
+        {
+            // An earlier process held it: it is taken anew, or there is no room for it any more.
+            self.release();
+        }
         let free = self.disk.space().map_or(u64::MAX, |space| space.free);
         let margin = (needs.checkpoint_bytes + self.segment_bytes).max(needs.pending_bytes);
         let short = free < margin || needs.log_is_low;

@@ -17,6 +17,7 @@ use mooseng::limits::Limits;
 use mooseng::master::{Master, MasterConfig, format};
 use mooseng::pb;
 use mooseng::seam::{Disk, OpenMode};
+use mooseng::tables::Db;
 use mooseng::{namespace, wal};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -532,21 +533,25 @@ impl Patient {
         Fate::Any(TABLES)
     }
 
-    /// Every page that holds, or held, the row of an early session: nothing asks for it but a look at all rows.
+    /// A page with rows that no start reads: that of an early session, which nothing asks for but a look at
+    /// all rows. Other pages only held it once.
     fn flip_cold_page(&mut self) -> Fate {
         let bytes = self.disk.written(TABLES).expect("tables");
         let row = pb::SessionRow { client_nonce: EARLY, host: host(), ..Default::default() };
         let row = prost::Message::encode_to_vec(&row);
-        let holds = |page: &[u8]| page.windows(row.len()).any(|window| window == row);
-        let pages = bytes.chunks(BLOCK as usize).enumerate().skip(5);
-        let cold: Vec<u64> =
-            pages.filter(|(_, page)| holds(page)).map(|(at, _)| at as u64).collect();
-        assert!(!cold.is_empty(), "no page holds session {EARLY}");
-        for page in cold {
-            let at = page * BLOCK + self.rng.below(BLOCK);
-            self.flip_at(TABLES, at, Fate::Any(TABLES));
-        }
-        Fate::Any(TABLES)
+        let place = |page: &[u8]| page.windows(row.len()).position(|window| window == row);
+        let pages = (0..).step_by(BLOCK as usize).zip(bytes.chunks(BLOCK as usize)).skip(5);
+        let held = pages.filter_map(|(at, page)| Some(at + place(page)? as u64));
+        let cold = held.into_iter().find(|at| self.opens_without(*at));
+        self.flip_at(TABLES, cold.expect("a page that no start reads"), Fate::Any(TABLES))
+    }
+
+    /// Whether the tables open although this byte is damaged, and a look at all rows finds it.
+    fn opens_without(&self, at: u64) -> bool {
+        let copy = self.disk.duplicate(at);
+        copy.rot(TABLES, at, 1);
+        let opened = Db::open(copy.handle(1), TABLES, &Limits::tiny());
+        opened.is_ok_and(|(db, _)| db.view().hash_of_rows().is_err())
     }
 
     fn zero_pages(&mut self) -> Fate {
