@@ -296,7 +296,7 @@ mod tests {
         assert!(state.take(&mut seen, &outcome(5, &[("torn", 5)])), "so often");
         assert!(!state.take(&mut seen, &outcome(4, &[("torn", 3)])), "it was less often");
         assert_eq!(state.corpus.keys().copied().collect::<Vec<_>>(), [3, 5]);
-        assert_eq!(state.done, [2..6]);
+        assert_eq!(state.done, std::slice::from_ref(&(2..6)));
         assert_eq!((state.seeds(), state.simulated_ms, state.process_ms), (4, 40, 20));
         assert_eq!(state.marks["torn"], Total { sum: 10, seeds: 4 });
     }

@@ -176,7 +176,6 @@ impl Replay {
             }
             Op::Refused(op) => Err(Errno::new(op.errno)),
             Op::AllocInodes(_) | Op::SealOwn(_) => Err(Errno::EINVAL),
-            Op::Refused(op) => Err(Errno::new(op.errno)),
         }
     }
 
