@@ -25,7 +25,12 @@ pub const ALL: &[Mutant] = &[
     ),
     Mutant::caught("M15", "log purged beyond the durable checkpoint", "raft_chaos", 20),
     Mutant::caught("M16", "a deposed leader serves a local read", "namespace_chaos", 20),
-    Mutant::caught("M18", "reads served before the log is applied again", "namespace_chaos", 20),
+    Mutant::missed(
+        "M18",
+        "reads served before the log is applied again",
+        "namespace_chaos",
+        "not hunted yet since its scenario is there",
+    ),
     Mutant::caught("M19", "the clock inside apply", "raft_chaos", 20),
     Mutant::caught("M19", "the clock inside apply", "namespace_model", 20),
     Mutant::missed(
@@ -42,7 +47,12 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M25", "sealed at another length than committed", "store_model", 20),
     Mutant::caught("M26", "an expired session still commits", "namespace_model", 20),
     Mutant::caught("M27", "parity from a stale buffer", "erasure_model", 20),
-    Mutant::caught("M28", "shards taken for one another", "erasure_chaos", 20),
+    Mutant::missed(
+        "M28",
+        "shards taken for one another",
+        "erasure_chaos",
+        "not hunted yet since its scenario is there",
+    ),
     Mutant::caught("M29", "a referenced chunk is deleted", "namespace_model", 20),
     Mutant::caught("M30", "repair counts dead copies", "placement_model", 20),
     Mutant::caught("M30", "repair counts dead copies", "damage_chaos", 20),
