@@ -130,9 +130,11 @@ pub trait Operator: Send + Sync + 'static {
     fn master_lost(&self, name: &str);
 }
 
-/// Chunkservers that may lose what they hold.
+/// Chunkservers that may lose what they hold: of those that were there from the beginning, so that it is the
+/// same answer whenever it is asked.
 pub fn victims(world: &World) -> Vec<String> {
-    let mut servers = world.names(Role::Chunkserver);
+    let mut servers: Vec<String> =
+        (1..=world.options.chunkservers).map(|number| format!("s{number}")).collect();
     world.rng("victims").shuffle(&mut servers);
     servers.truncate(world.options.damage.victims as usize);
     servers
