@@ -45,7 +45,6 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M23", "read skips the CRC", "damage_chaos", 20),
     Mutant::caught("M24", "CRC does not cover chunk and offset", "store_model", 20),
     Mutant::caught("M25", "sealed at another length than committed", "store_model", 20),
-    Mutant::caught("M25", "sealed at another length than committed", "damage_chaos", 20),
     Mutant::caught("M26", "an expired session still commits", "namespace_model", 20),
     Mutant::caught("M27", "parity from a stale buffer", "erasure_model", 20),
     Mutant::missed(
