@@ -12,6 +12,6 @@ pub mod real;
 
 pub use clock::{Mono, now, wall_ns};
 pub use disk::{Disk, DiskFile, DiskLock, OpenMode, Space};
-#[cfg(feature = "sim")]
-pub use work::owe;
 pub use work::{blocking, settle, spawn};
+#[cfg(feature = "sim")]
+pub use work::{owe, owed};

@@ -51,7 +51,7 @@ pub async fn settle() {
 }
 
 #[cfg(feature = "sim")]
-pub use sim::owe;
+pub use sim::{owe, owed};
 
 #[cfg(feature = "sim")]
 mod sim {
@@ -65,6 +65,11 @@ mod sim {
     /// A simulated disk call took this long; whoever made it pays at its next [`super::settle`].
     pub fn owe(time: Duration) {
         OWED.with(|owed| owed.set(owed.get() + time));
+    }
+
+    /// What is owed since the last [`super::settle`].
+    pub fn owed() -> Duration {
+        OWED.with(Cell::get)
     }
 
     pub(super) fn take_owed() -> Duration {

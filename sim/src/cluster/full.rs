@@ -210,6 +210,7 @@ impl Cluster {
             let active = rows
                 .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() == ServerState::Active));
             let (active, voters) = (active.count(), voters(&leader));
+            // All of them: one that is still starting has not converged.
             let all = applied.len() == names.len();
             let same = all && applied.iter().all(|index| *index == applied[0]);
             if same && degraded == 0 && active == servers && voters == names.len() {

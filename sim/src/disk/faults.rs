@@ -104,12 +104,18 @@ impl State {
         Ok(())
     }
 
-    /// The calling task owes between `low` and `high` microseconds, and more if the disk is slow.
+    /// The calling task owes between `low` and `high` microseconds, and more if the disk is slow. What it calls
+    /// before it pays happens at one moment here, and would be spread over that time: of such calls the slow
+    /// ones take no longer in all than one of them may, or a start made of twenty calls on a disk that was slow
+    /// for a moment would take a minute, also after the disk is quick again.
     pub(super) fn spend(&mut self, low: u64, high: u64) {
         let mut micros = self.rng.range(low, high);
         if self.rng.hit(self.faults.slow) {
             self.counters.slow += 1;
-            micros += self.rng.range(1, self.faults.slow_ms_max.max(2)) * 1000;
+            let most = self.faults.slow_ms_max.max(2) * 1000;
+            let slow = self.rng.range(1, self.faults.slow_ms_max.max(2)) * 1000;
+            let owed = u64::try_from(mooseng::seam::owed().as_micros()).unwrap_or(u64::MAX);
+            micros += slow.min(most.saturating_sub(owed));
         }
         if micros > 0 {
             mooseng::seam::owe(Duration::from_micros(micros));

@@ -29,7 +29,7 @@ pub const SCENARIO: Scenario = Scenario {
     about: "one damaged structure on a master: right, or refused and replaced, never wrong",
     seeds: 2 * CASES.len() as u64,
     limit: Duration::from_secs(300),
-    must_count: &[stats::OPERATIONS, "refused", "harmless", "ended at a read", "replaced"],
+    must_count: &[stats::OPERATIONS, "refused", "harmless", "replaced"],
     run: |seed| Box::pin(run(seed)),
 };
 
@@ -89,7 +89,7 @@ const CASES: &[Case] = &[
         p.flip_at(TABLES, 4 * BLOCK + 100, Fate::Refused(TABLES))
     }),
     ("tables: pages flipped", Patient::flip_pages),
-    ("tables: a page that no start reads flipped", Patient::flip_cold_page),
+    ("tables: a page of early rows flipped", Patient::flip_early_page),
     ("tables: all pages zeroed", Patient::zero_pages),
     ("tables: cut", |p| p.cut(TABLES, Fate::Refused(TABLES))),
     ("tables: gone", |p| p.remove(TABLES, Fate::Refused("the tables are at 0"))),
@@ -533,25 +533,27 @@ impl Patient {
         Fate::Any(TABLES)
     }
 
-    /// A page with rows that no start reads: that of an early session, which nothing asks for but a look at
-    /// all rows. Other pages only held it once.
-    fn flip_cold_page(&mut self) -> Fate {
+    /// The page that holds an early session, which nothing asks for but a look at all rows; other pages only held
+    /// it once. In a development build redb walks all pages when it opens a file, so the master refuses; in a
+    /// release build the look at all rows ends it.
+    fn flip_early_page(&mut self) -> Fate {
         let bytes = self.disk.written(TABLES).expect("tables");
         let row = pb::SessionRow { client_nonce: EARLY, host: host(), ..Default::default() };
         let row = prost::Message::encode_to_vec(&row);
         let place = |page: &[u8]| page.windows(row.len()).position(|window| window == row);
         let pages = (0..).step_by(BLOCK as usize).zip(bytes.chunks(BLOCK as usize)).skip(5);
         let held = pages.filter_map(|(at, page)| Some(at + place(page)? as u64));
-        let cold = held.into_iter().find(|at| self.opens_without(*at));
-        self.flip_at(TABLES, cold.expect("a page that no start reads"), Fate::Any(TABLES))
+        let live = held.into_iter().find(|at| self.is_live(*at));
+        let file = if cfg!(debug_assertions) { Fate::Refused(TABLES) } else { Fate::Any(TABLES) };
+        self.flip_at(TABLES, live.expect("the page of that session"), file)
     }
 
-    /// Whether the tables open although this byte is damaged, and a look at all rows finds it.
-    fn opens_without(&self, at: u64) -> bool {
+    /// Whether anybody who reads everything meets this byte.
+    fn is_live(&self, at: u64) -> bool {
         let copy = self.disk.duplicate(at);
         copy.rot(TABLES, at, 1);
         let opened = Db::open(copy.handle(1), TABLES, &Limits::tiny());
-        opened.is_ok_and(|(db, _)| db.view().hash_of_rows().is_err())
+        opened.map_or(true, |(db, _)| db.view().hash_of_rows().is_err())
     }
 
     fn zero_pages(&mut self) -> Fate {
