@@ -39,6 +39,8 @@ pub struct Core<M> {
     pub proposals: mpsc::Sender<Waiting>,
     pub reads: mpsc::Sender<Reader>,
     pub fatal: FatalHook,
+    /// The term of the vote, and the last entry of the log, with which this process started.
+    pub began: (Term, LogIndex),
     /// The space on the disk.
     pub space: Arc<Seen>,
     pub stopping: AtomicBool,
@@ -118,6 +120,26 @@ impl<M: Machine> Core<M> {
             Ok(Err(_)) => Err(self.not_leader()),
             Err(_) => Err(ProposeError::Deadline),
         }
+    }
+
+    /// Whether this node may lead on in the term in which it was restarted, and has not applied all that was in
+    /// its log then. Any of it may have been committed, and answered, before; a leader of a new term knows when
+    /// its own first entry is applied, but openraft lets one that restarts go on without such an entry.
+    pub fn is_behind_itself(&self) -> bool {
+        let (term, last) = self.began;
+        self.term() == term && self.applied() < last
+    }
+
+    /// Waits until that is over.
+    pub async fn catch_up(&self) -> Result<(), ProposeError> {
+        if !self.is_behind_itself() {
+            return Ok(());
+        }
+        mark!("raft: a read waits for what the log held at the restart");
+        let last = self.began.1.0.saturating_sub(1);
+        let waiting = self.raft.wait(Some(self.limits.append_deadline));
+        let _ = waiting.applied_index_at_least(Some(last), "a read after a restart").await;
+        if self.is_behind_itself() { Err(ProposeError::Deadline) } else { Ok(()) }
     }
 
     /// What must fit on the disk.

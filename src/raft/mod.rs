@@ -168,6 +168,10 @@ impl<M: Machine> RaftNode<M> {
         let (shared, checkpointed) =
             Shared::new(machine(db), checkpoint.as_ref(), &config.limits, observe, work)
                 .map_err(StartError::Identity)?;
+        let began = (
+            Term(wal.vote().map_or(0, |vote| vote.term.0)),
+            wal.last().map_or(LogIndex(0), |id| id.index),
+        );
         let log = Log::new(wal, &config.limits, checkpointed);
         let peers = Peers { pool, limits: config.limits.clone(), incarnation: config.incarnation };
         let raft = openraft::Raft::new(
@@ -198,6 +202,7 @@ impl<M: Machine> RaftNode<M> {
             proposals,
             reads,
             fatal: config.fatal,
+            began,
             space: space.seen(),
             stopping: AtomicBool::new(false),
         });
@@ -263,7 +268,8 @@ impl<M: Machine> RaftNode<M> {
     pub fn is_leader_ready(&self) -> bool {
         let term = self.core.term();
         let last = self.core.shared.lock().last;
-        self.is_leader() && last.is_some_and(|id| id.leader_id.term == term.0)
+        let own = last.is_some_and(|id| id.leader_id.term == term.0);
+        self.is_leader() && own && !self.core.is_behind_itself()
     }
 
     /// The current term.

@@ -136,5 +136,6 @@ async fn confirm<M: Machine>(core: &Core<M>) -> Result<(Term, LogIndex), Propose
     let confirmed = confirmed.map_err(|_| ProposeError::Deadline)?;
     // A read changes nothing: not confirmed means certainly not done.
     confirmed.map_err(|_| core.not_leader())?;
+    core.catch_up().await?;
     Ok((core.term(), core.applied()))
 }
