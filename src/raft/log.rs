@@ -71,6 +71,18 @@ impl Log {
         work(&mut self.state().wal)
     }
 
+    /// Whether this very entry is in the log, or may have been: of what lies before the last purged one
+    /// nothing is known.
+    pub fn holds(&self, id: &LogId) -> bool {
+        let id = id_to_wal(id);
+        let state = self.state();
+        match state.wal.purged() {
+            Some(purged) if id.index < purged.index => true,
+            Some(purged) if id.index == purged.index => id == purged,
+            _ => state.wal.id_at(id.index) == Some(id),
+        }
+    }
+
     /// Entries appended since the start.
     pub fn entries(&self) -> u64 {
         self.state().entries

@@ -173,7 +173,12 @@ impl<M: Machine> RaftNode<M> {
             wal.last().map_or(LogIndex(0), |id| id.index),
         );
         let log = Log::new(wal, &config.limits, checkpointed);
-        let peers = Peers { pool, limits: config.limits.clone(), incarnation: config.incarnation };
+        let peers = Peers {
+            pool,
+            limits: config.limits.clone(),
+            incarnation: config.incarnation,
+            log: log.clone(),
+        };
         let raft = openraft::Raft::new(
             config.node.0,
             Arc::new(openraft_config(&config)?),

@@ -1,17 +1,18 @@
 //! openraft's network over [`crate::wire`], and the sending side of snapshots.
 
+use super::log::Log;
 use super::machine::SnapshotBody;
 use super::types::{
     Master, Types, Vote, entry_bytes, id_from_pb, id_to_pb, members_to_pb, opt_id_from_pb,
     vote_from_pb, vote_to_pb,
 };
-use crate::bug;
 use crate::ids::{NodeId, Uuid};
 use crate::limits::Limits;
 use crate::pb;
 use crate::seam;
 use crate::tables::View;
 use crate::wire::{CallError, Pool, calls};
+use crate::{bug, mark};
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::error::{
     Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable,
@@ -39,6 +40,7 @@ pub struct Peers {
     pub pool: Arc<Pool>,
     pub limits: Arc<Limits>,
     pub incarnation: Uuid,
+    pub log: Log,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -231,6 +233,15 @@ impl RaftNetwork<Types> for Link {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, AppendError> {
+        // A leader that was deposed may be sending on: entries read after others took the place of its own do
+        // not follow the one that it remembers before them, and a follower that has not heard of the new term
+        // would take them for what they are not.
+        let follows = rpc.prev_log_id.as_ref().is_none_or(|prev| self.peers.log.holds(prev));
+        if !follows && !rpc.entries.is_empty() {
+            mark!("raft: entries of another leader not sent as own");
+            let why = CallError::NotSent("the log was changed by another leader".to_owned());
+            return Err(RPCError::Unreachable(unreachable(&why)));
+        }
         let (request, payload) = self.append_request(&rpc);
         let reply = self.append(request, payload, option.hard_ttl()).await;
         // M05: an append without an answer counts as one more copy.
