@@ -33,7 +33,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it does, one line.
     pub about: &'static str,
-    /// Seeds of a sweep unless `MOOSENG_SEEDS` says otherwise.
+    /// Seeds of a sweep unless `MOOSENG_SEEDS` says otherwise; 0 for one that does not pass yet and that only
+    /// `mooseng-sim` runs.
     pub seeds: u64,
     /// Simulated time after which a run counts as stuck.
     pub limit: Duration,

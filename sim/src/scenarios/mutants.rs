@@ -2,6 +2,10 @@
 
 use crate::harness::Mutant;
 
+/// Why a bug that its scenario may well catch is not claimed.
+const UNPROVEN: &str =
+    "a clean build that passes there; what was seen was a false alarm, or was not hunted again";
+
 /// All that have a site.
 pub const ALL: &[Mutant] = &[
     Mutant::caught("NOSYNC", "acknowledged before fsync", "journal", 20),
@@ -29,7 +33,7 @@ pub const ALL: &[Mutant] = &[
         "M18",
         "reads served before the log is applied again",
         "namespace_chaos",
-        "not hunted yet since its scenario is there",
+        UNPROVEN,
     ),
     Mutant::caught("M19", "the clock inside apply", "raft_chaos", 20),
     Mutant::caught("M19", "the clock inside apply", "namespace_model", 20),
@@ -41,28 +45,21 @@ pub const ALL: &[Mutant] = &[
     ),
     Mutant::caught("M21", "chunk acknowledged before fsync", "cluster_chaos", 10),
     Mutant::caught("M22", "failed fsync taken for done", "store_model", 20),
-    Mutant::caught("M22", "failed fsync taken for done", "damage_chaos", 20),
-    Mutant::caught("M23", "read skips the CRC", "damage_chaos", 20),
+    Mutant::missed("M23", "read skips the CRC", "damage_chaos", UNPROVEN),
     Mutant::caught("M24", "CRC does not cover chunk and offset", "store_model", 20),
     Mutant::caught("M25", "sealed at another length than committed", "store_model", 20),
     Mutant::caught("M26", "an expired session still commits", "namespace_model", 20),
     Mutant::caught("M27", "parity from a stale buffer", "erasure_model", 20),
-    Mutant::missed(
-        "M28",
-        "shards taken for one another",
-        "erasure_chaos",
-        "not hunted yet since its scenario is there",
-    ),
+    Mutant::missed("M28", "shards taken for one another", "erasure_chaos", UNPROVEN),
     Mutant::caught("M29", "a referenced chunk is deleted", "namespace_model", 20),
     Mutant::caught("M30", "repair counts dead copies", "placement_model", 20),
-    Mutant::caught("M30", "repair counts dead copies", "damage_chaos", 20),
     Mutant::missed(
         "M31",
         "repair copies from a corrupt source",
         "damage_chaos",
         "rot in the copy that a rebuild happens to read, before a scrub finds it",
     ),
-    Mutant::caught("M32", "scrub finds rot and does not repair", "damage_chaos", 20),
+    Mutant::missed("M32", "scrub finds rot and does not repair", "damage_chaos", UNPROVEN),
     Mutant::caught("M34", "a full disk leaves half an append", "store_model", 20),
     Mutant::caught("M35", "two shards in one failure domain", "placement_model", 20),
     Mutant::caught("M36", "dirty data dropped on an error", "error_reporting", 8),
