@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Chunks looked at in one round of each scan.
 const SCAN_CHUNKS: usize = 128;
+/// Seals told again in one round.
+const TELL_CHUNKS: usize = 32;
 /// Replicas found bad that are remembered until they are dealt with; more are found again.
 const BAD_MAX: usize = 16 << 10;
 /// Chunks with a check or seal on the wire at once.
@@ -149,16 +151,22 @@ pub(super) fn tell_all_sealed(shared: &Arc<Shared>, chunks: &[ChunkId]) {
     }
 }
 
-/// Tells the servers of a sealed chunk its final length. A server that does not hear it learns it from the
-/// next full report.
+/// Tells the servers of a sealed chunk its final length. Those that did not hear it are told again; a new leader
+/// learns from their first full report who did not.
 pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
     if !enter(shared, chunk.id) {
+        tell_later(shared, chunk.id);
         return;
     }
     let (shared, chunk) = (shared.clone(), chunk.clone());
     seam::spawn(async move {
         for replica in &chunk.replicas {
-            let Some(address) = address(&shared, ServerId(replica.server)) else { continue };
+            let server = ServerId(replica.server);
+            let Some(address) = address(&shared, server) else { continue };
+            if !shared.soft().alive(server, &shared.limits) {
+                tell_later(&shared, chunk.id);
+                continue;
+            }
             let length = shard_len(&chunk, replica.shard);
             let id = replica_id(&chunk, replica);
             let request =
@@ -167,11 +175,23 @@ pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
             match shared.pool.call::<calls::Seal>(&address, &request, vec![], deadline).await {
                 Ok((reply, _)) if reply.length < length => found_bad(&shared, &id),
                 Ok(_) => {}
-                Err(error) => tracing::debug!(chunk = chunk.id, %error, "seal not delivered"),
+                Err(error) => {
+                    tracing::debug!(chunk = chunk.id, %error, "seal not delivered");
+                    tell_later(&shared, chunk.id);
+                }
             }
         }
         leave(&shared, chunk.id);
     });
+}
+
+fn tell_later(shared: &Shared, chunk: u64) {
+    let mut soft = shared.soft();
+    // Beyond the bound the next leader's first reports tell.
+    if soft.untold.len() < BAD_MAX {
+        crate::mark!("seal to be told again");
+        soft.untold.insert(chunk);
+    }
 }
 
 /// One round: looks at a bounded part of what may need work and starts the most endangered first.
@@ -203,6 +223,9 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
             }
         }
     }
+    // After the repairs, which need the same chunks for themselves.
+    let untold = shared.soft().take_untold(TELL_CHUNKS);
+    tell_all_sealed(shared, &untold.into_iter().map(ChunkId).collect::<Vec<_>>());
     Ok(())
 }
 

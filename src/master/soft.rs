@@ -21,6 +21,8 @@ pub(crate) struct Soft {
     pub(crate) sessions: BTreeMap<SessionId, Mono>,
     /// Replicas found bad and not yet dropped: chunk -> (generation, shard).
     pub(crate) bad: BTreeMap<u64, BTreeSet<(u64, u32)>>,
+    /// Sealed chunks of which some server did not hear that they are.
+    pub(crate) untold: BTreeSet<u64>,
     /// Full reports that are coming in.
     pub(crate) reports: Reports,
     /// Chunks with a repair, seal or drop under way.
@@ -42,6 +44,8 @@ pub(crate) struct Cursors {
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
     pub(crate) deleting: u64,
+    /// The next chunk whose servers are told again that it is sealed.
+    pub(crate) untold: u64,
     /// The next session whose pins are looked at.
     pub(crate) pinning: SessionId,
     /// The next replica to delete that has left its chunk.
@@ -95,6 +99,17 @@ impl Beat {
 }
 
 impl Soft {
+    /// So many chunks whose seal is to be told again; goes on where it stopped.
+    pub(crate) fn take_untold(&mut self, most: usize) -> Vec<u64> {
+        let found: Vec<u64> =
+            self.untold.range(self.cursors.untold..).take(most).copied().collect();
+        self.cursors.untold = found.last().filter(|_| found.len() == most).map_or(0, |id| id + 1);
+        for id in &found {
+            self.untold.remove(id);
+        }
+        found
+    }
+
     /// Starts anew for a term.
     pub(crate) fn begin(&mut self, term: Term) {
         let now = seam::now();

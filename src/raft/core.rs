@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 /// Longest wait of a proposal; a client repeats it by its number afterwards.
-const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Called once when the node cannot go on, with one line that says why.
 pub type FatalHook = Arc<dyn Fn(&str) + Send + Sync>;

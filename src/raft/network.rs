@@ -236,10 +236,13 @@ impl RaftNetwork<Types> for Link {
         // A leader that was deposed may be sending on: entries read after others took the place of its own do
         // not follow the one that it remembers before them, and a follower that has not heard of the new term
         // would take them for what they are not.
+        // The same if some were purged meanwhile.
+        let due = rpc.prev_log_id.as_ref().map_or(0, |prev| prev.index + 1);
+        let next = rpc.entries.first().is_none_or(|entry| entry.log_id.index == due);
         let follows = rpc.prev_log_id.as_ref().is_none_or(|prev| self.peers.log.holds(prev));
-        if !follows && !rpc.entries.is_empty() {
-            mark!("raft: entries of another leader not sent as own");
-            let why = CallError::NotSent("the log was changed by another leader".to_owned());
+        if !(next && follows) && !rpc.entries.is_empty() {
+            mark!("raft: entries that do not follow are not sent");
+            let why = CallError::NotSent("the log was changed meanwhile".to_owned());
             return Err(RPCError::Unreachable(unreachable(&why)));
         }
         let (request, payload) = self.append_request(&rpc);

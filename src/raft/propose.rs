@@ -2,12 +2,12 @@
 //! everything that waits.
 
 use super::ProposeError;
-use super::core::Core;
+use super::core::{Core, PROPOSE_DEADLINE};
 use super::machine::Machine;
 use super::types::{LogCommand, Types};
 use crate::ids::{LogIndex, Term};
 use crate::pb;
-use crate::{bug, invariant, maybe, seam};
+use crate::{bug, invariant, mark, maybe, seam};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use prost::Message;
@@ -63,16 +63,38 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
             continue;
         }
         let command = pb::Command { time_ns: seam::wall_ns(), proposals };
+        let term = core.term();
         match core.raft.client_write_ff(LogCommand::new(command)).await {
             Ok(written) => {
                 let core = core.clone();
                 seam::spawn(async move {
-                    let result = written.await;
+                    let result = fate(&core, term, written).await;
                     drop(slot);
-                    answer(&core, result.ok(), answers);
+                    answer(&core, result, answers);
                 });
             }
             Err(_) => answer(&core, None, answers),
+        }
+    }
+}
+
+/// What became of an entry. openraft does not always say: whom to tell of one that reached this node in
+/// another leader's snapshot is forgotten. So nobody waits on once this node does not lead any more.
+async fn fate<M: Machine, E>(
+    core: &Core<M>,
+    term: Term,
+    written: impl Future<Output = Result<ClientWriteResult<Types>, E>>,
+) -> Option<ClientWriteResult<Types>> {
+    let mut written = std::pin::pin!(written);
+    let give_up = seam::now() + PROPOSE_DEADLINE;
+    loop {
+        match tokio::time::timeout(core.limits.heartbeat, written.as_mut()).await {
+            Ok(result) => return result.ok(),
+            Err(_) if core.term() == term && core.is_leader() && seam::now() < give_up => {}
+            Err(_) => {
+                mark!("raft: nobody said what became of an entry");
+                return None;
+            }
         }
     }
 }
@@ -98,7 +120,7 @@ fn answer<M: Machine>(
             ProposeError::Unknown(format!("the leader changed to {}", leader.unwrap_or_default()))
         }
         Some(Err(error)) => ProposeError::Unknown(error.to_string()),
-        None => ProposeError::Unknown("this master is going down".to_owned()),
+        None => ProposeError::Unknown("this master leads no more".to_owned()),
     };
     for answer in answers {
         let _ = answer.send(Err(failed.clone()));
