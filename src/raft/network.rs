@@ -240,7 +240,8 @@ impl RaftNetwork<Types> for Link {
         let due = rpc.prev_log_id.as_ref().map_or(0, |prev| prev.index + 1);
         let next = rpc.entries.first().is_none_or(|entry| entry.log_id.index == due);
         let follows = rpc.prev_log_id.as_ref().is_none_or(|prev| self.peers.log.holds(prev));
-        if !(next && follows) && !rpc.entries.is_empty() {
+        let in_order = next && follows;
+        if !in_order && !rpc.entries.is_empty() {
             mark!("raft: entries that do not follow are not sent");
             let why = CallError::NotSent("the log was changed meanwhile".to_owned());
             return Err(RPCError::Unreachable(unreachable(&why)));
