@@ -106,23 +106,51 @@ fn what_fsync_acknowledged_survives_the_death_of_every_daemon() {
     assert!(ledger.lock().unwrap().len() as u64 > kills, "the writer got nothing done");
 }
 
+/// Bytes of each file of the shell's writer: not inline.
+const SHELL_BYTES: usize = 5000;
+
+/// Writes and syncs file after file until there is a file `stop`; one name in `acknowledged` for each. It is a
+/// process of its own: where a descriptor of the mount is open, starting a program closes it in the child,
+/// which waits for the masters that are about to be started.
+const SHELL_WRITER: &str = r#"
+n=0
+while [ ! -e "$1/stop" ]; do
+    n=$((n + 1))
+    dd if="$1/source" of="$2/$n" bs=5000 count=1 conv=fsync status=none || exit 1
+    echo $n >> "$1/acknowledged"
+done
+"#;
+
 #[test]
 fn a_mount_rides_out_the_restart_of_every_daemon() {
     let _turn = turn();
     need_fuse();
     let mut cluster = Cluster::start("ride", Options::new(1, 2));
-    let ledger = Ledger::default();
     let mount = cluster.mount("mount");
-    let (writer, stop) = start_writer(&mount, 0, &ledger);
-    until("the writer got going", 20, || (ledger.lock().unwrap().len() > 10).then_some(()));
+    let (local, files) = (cluster.temp.dir("writer"), mount.path("files"));
+    std::fs::create_dir(&files).unwrap();
+    let source = contents("source", 2);
+    std::fs::write(local.join("source"), &source).unwrap();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", SHELL_WRITER, "sh"]).arg(&local).arg(&files);
+    let mut writer = shell.spawn().unwrap();
+    let acknowledged = || std::fs::read_to_string(local.join("acknowledged")).unwrap_or_default();
+    let count = || acknowledged().lines().count();
+    until("the writer got going", 20, || (count() > 10).then_some(()));
     cluster.kill_all();
     pause(500);
     cluster.start_all();
     cluster.wait_whole();
-    let before = ledger.lock().unwrap().len();
-    until("the writer goes on", 60, || (ledger.lock().unwrap().len() > before + 10).then_some(()));
-    stop.store(true, Relaxed);
-    let outcome = writer.join().unwrap();
-    assert!(outcome.is_ok(), "the writer saw an error: {outcome:?}");
-    check(&mount, &ledger);
+    let before = count();
+    until("the writer goes on", 60, || (count() > before + 10).then_some(()));
+    std::fs::write(local.join("stop"), "").unwrap();
+    let outcome = writer.wait().unwrap();
+    assert!(outcome.success(), "the writer saw an error: {outcome:?}");
+    for name in acknowledged().lines() {
+        let have = std::fs::read(files.join(name)).unwrap();
+        assert!(
+            have == source[..SHELL_BYTES],
+            "{name} was acknowledged and is not what was written"
+        );
+    }
 }
