@@ -3,7 +3,8 @@
 //!
 //! Durability is not checked here (a process cannot see it); the simulator's own tests do that.
 
-use mooseng::seam::{Disk, DiskFile, OpenMode};
+use bytes::Bytes;
+use mooseng::seam::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ pub fn conformance(disk: &Arc<dyn Disk>) {
     opening(disk.as_ref());
     reading_and_writing(disk.as_ref());
     vectored(disk.as_ref());
+    direct(disk.as_ref());
     lengths(disk.as_ref());
     holes_and_reservations(disk.as_ref());
     mapping(disk.as_ref());
@@ -196,6 +198,44 @@ fn handles_outlive_names(disk: &dyn Disk) {
     assert_eq!(contents(file.as_ref()), b"ONE two", "a new file of the old name is another file");
     assert_eq!(contents(other.as_ref()), b"new");
     disk.remove("n2").expect("remove");
+}
+
+/// Direct writes of aligned and of unaligned memory, offsets and lengths, seen by every way to read.
+fn direct(disk: &dyn Disk) {
+    let file = create(disk, "direct", b"before");
+    let pattern: Vec<u8> = (0..6 * DIRECT_ALIGN).map(|i| (i / 7) as u8).collect();
+    let memory = Bytes::from(pattern);
+    let first = memory.as_ptr().addr().next_multiple_of(DIRECT_ALIGN) - memory.as_ptr().addr();
+    let mut model = b"before".to_vec();
+    let blocks = DIRECT_ALIGN as u64;
+    for (skip, at, len) in [
+        (0, 0, 2 * DIRECT_ALIGN),
+        (0, blocks, 2 * DIRECT_ALIGN),
+        (1, blocks, DIRECT_ALIGN),
+        (0, 3 * blocks + 5, DIRECT_ALIGN),
+        (0, 5 * blocks, DIRECT_ALIGN + 100),
+        (0, 16 * blocks, DIRECT_ALIGN),
+        (0, 2 * blocks, 0),
+    ] {
+        let bytes = &memory[first + skip..][..len];
+        file.write_direct_at(at, bytes).expect("direct write");
+        if len > 0 {
+            model.resize(model.len().max(at as usize + len), 0);
+            model[at as usize..][..len].copy_from_slice(bytes);
+        }
+        assert_eq!(contents(file.as_ref()), model, "{skip} {at} {len}");
+        assert_eq!(file.map(0, model.len()).expect("map"), model, "{skip} {at} {len}");
+    }
+    file.write_at(100, b"buffered").expect("write");
+    file.write_direct_at(0, &memory[first..][..DIRECT_ALIGN])
+        .expect("direct write over dirty pages");
+    model[..DIRECT_ALIGN].copy_from_slice(&memory[first..][..DIRECT_ALIGN]);
+    assert_eq!(contents(file.as_ref()), model);
+    file.sync_data().expect("sync");
+    let reader = disk.open("direct", OpenMode::Read).expect("open to read");
+    assert!(reader.write_direct_at(0, &memory[first..][..DIRECT_ALIGN]).is_err());
+    assert_eq!(contents(reader.as_ref()), model);
+    disk.remove("direct").expect("remove");
 }
 
 fn locks(disk: &dyn Disk) {

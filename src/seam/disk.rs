@@ -9,6 +9,9 @@ use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
 
+/// What memory, offset and length of a direct write are aligned to, bytes.
+pub const DIRECT_ALIGN: usize = 4096;
+
 /// How [`Disk::open`] opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -80,6 +83,12 @@ pub trait DiskFile: Send + Sync + 'static {
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
     /// Writes the concatenation of `bufs` (one system call where possible), extending the file as needed.
     fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()>;
+    /// As [`write_at`](DiskFile::write_at), past the page cache where it can be (O_DIRECT): `buf`, `offset` and
+    /// length are multiples of [`DIRECT_ALIGN`], and disk and file system go along. Otherwise an ordinary write.
+    /// Durable after [`sync_data`](DiskFile::sync_data) like any other.
+    fn write_direct_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_at(offset, buf)
+    }
     /// fdatasync: bytes and length written before are durable. After an error the unsynced bytes are in an
     /// unknown state and must not be trusted: the caller fences the disk, never retries.
     fn sync_data(&self) -> io::Result<()>;

@@ -23,6 +23,9 @@ const PREWRITE_MIN: u64 = 128 << 10;
 /// See [`PREWRITE_MIN`].
 const PREWRITE_MAX: u64 = 1 << 20;
 
+/// Bytes of an append from which on it is written past the page cache: less work for the processor, and the sync
+/// finds it written.
+const DIRECT_BYTES: usize = 256 << 10;
 /// Bytes of an append from which on their write-back is started early, so that the sync has less to wait for.
 const WRITEBACK_BYTES: usize = 256 << 10;
 
@@ -148,7 +151,9 @@ impl Store {
     fn write_blocks(&self, file: &dyn DiskFile, append: &Append) -> io::Result<()> {
         let start = append.id.data_start() + append.offset;
         let padding = append.padded() as usize - append.data.len();
-        if padding == 0 {
+        if padding == 0 && append.data.len() >= DIRECT_BYTES {
+            file.write_direct_at(start, &append.data)?;
+        } else if padding == 0 {
             file.write_at(start, &append.data)?;
         } else {
             mark!("store: short block padded");

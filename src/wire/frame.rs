@@ -9,6 +9,7 @@ use crate::limits::{
     FRAME_BODY_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, REQUEST_BODY_BYTES_MAX,
     REQUEST_PAYLOAD_BYTES_MAX,
 };
+use crate::seam::DIRECT_ALIGN;
 use bytes::buf::Limit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -25,6 +26,8 @@ pub const HELLO_BODY_BYTES_MAX: usize = 4096;
 const DIRECT_BYTES: usize = 8 << 10;
 /// First reservation for a section; more only as bytes arrive, because the length is only a claim.
 const FIRST_RESERVE_BYTES: usize = 1 << 20;
+/// Sections from this length on are aligned in memory, bytes.
+const ALIGNED_BYTES: usize = 64 << 10;
 /// Size of the buffer for headers and short sections, bytes.
 const READ_BYTES: usize = 32 << 10;
 /// Flag: the header's payload CRC is set.
@@ -303,7 +306,9 @@ impl Decoder {
             if len - section.len() > DIRECT_BYTES {
                 if section.len() == section.capacity() {
                     let grown = section.len().saturating_mul(2).clamp(FIRST_RESERVE_BYTES, len);
-                    section.reserve(grown - section.len());
+                    let mut longer = aligned(grown);
+                    longer.extend_from_slice(section);
+                    *section = longer;
                 }
                 let room = (section.capacity() - section.len()).min(len - section.len());
                 return section.limit(room);
@@ -332,7 +337,7 @@ impl Decoder {
             return Ok(None);
         }
         if partial.payload.capacity() == 0 && partial.header.payload_len > 0 {
-            partial.payload.reserve(partial.header.payload_len.min(FIRST_RESERVE_BYTES));
+            partial.payload = aligned(partial.header.payload_len.min(FIRST_RESERVE_BYTES));
         }
         if !fill(&mut self.buffer, &mut partial.payload, partial.header.payload_len) {
             return Ok(None);
@@ -361,6 +366,19 @@ impl Partial {
             payload: payload.freeze(),
         })
     }
+}
+
+/// An empty buffer; a long one begins where a direct write may ([`DIRECT_ALIGN`]), so that payloads reach the
+/// disk without another copy.
+fn aligned(capacity: usize) -> BytesMut {
+    if capacity < ALIGNED_BYTES {
+        return BytesMut::with_capacity(capacity);
+    }
+    let mut buffer = BytesMut::with_capacity(capacity + DIRECT_ALIGN - 1);
+    let skip = buffer.as_ptr().addr().next_multiple_of(DIRECT_ALIGN) - buffer.as_ptr().addr();
+    buffer.put_bytes(0, skip);
+    buffer.advance(skip);
+    buffer
 }
 
 /// Moves what belongs to a section out of the buffer; whether the section is complete.

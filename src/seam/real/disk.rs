@@ -80,7 +80,7 @@ impl Disk for RealDisk {
         if kind != FileType::RegularFile {
             return Err(Errno::ISDIR.into());
         }
-        Ok(Arc::new(RealFile::new(fd)))
+        Ok(Arc::new(RealFile::new(fd, mode != OpenMode::Read)))
     }
 
     fn exists(&self, path: &str) -> io::Result<bool> {

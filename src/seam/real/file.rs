@@ -1,23 +1,39 @@
 //! An open file of the local file system.
 
-use super::super::disk::DiskFile;
+use super::super::disk::{DIRECT_ALIGN, DiskFile};
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapOptions};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// Most buffers that one pwritev takes (Linux's UIO_MAXIOV).
 const VECTORS_MAX: usize = 1024;
 
 pub(super) struct RealFile {
     fd: OwnedFd,
+    writable: bool,
+    /// The same file for writes past the page cache, opened at the first of them; `None` if that cannot be.
+    direct: OnceLock<Option<OwnedFd>>,
 }
 
 impl RealFile {
-    pub(super) fn new(fd: OwnedFd) -> RealFile {
-        RealFile { fd }
+    pub(super) fn new(fd: OwnedFd, writable: bool) -> RealFile {
+        RealFile { fd, writable, direct: OnceLock::new() }
+    }
+
+    fn direct(&self) -> Option<&OwnedFd> {
+        let open = || {
+            if !self.writable {
+                return None;
+            }
+            let again = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+            rustix::fs::open(again, flags, Mode::empty()).ok()
+        };
+        self.direct.get_or_init(open).as_ref()
     }
 
     /// For file systems without hole punching: the same bytes, without the space.
@@ -89,6 +105,28 @@ impl DiskFile for RealFile {
                         IoSlice::advance_slices(&mut rest, put);
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_direct_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let aligned = |at: usize| at.is_multiple_of(DIRECT_ALIGN);
+        let mut done = 0;
+        while done < buf.len() {
+            let (rest, at) = (&buf[done..], offset + done as u64);
+            let fits = aligned(rest.as_ptr().addr()) && aligned(rest.len()) && aligned(at as usize);
+            let Some(direct) = self.direct().filter(|_| fits) else {
+                return self.write_at(at, rest);
+            };
+            match retry(|| rustix::io::pwrite(direct, rest, at)) {
+                Ok(0) => return Err(wrote_nothing()),
+                Ok(put) => done += put,
+                // A file system that opens so but does not write so.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return self.write_at(at, rest);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
