@@ -37,6 +37,13 @@ pub fn block_crc(chunk: ChunkId, shard: u8, block: u32, data: &[u8]) -> u32 {
     if crc == 0 { u32::MAX } else { crc }
 }
 
+/// What stands in the place of a block's CRC once the block was punched out of its replica (docs/DISK_FORMAT.md).
+/// It says whose block it was as [`block_crc`] does, so that a damaged table is not taken for a hole. Never 0.
+pub fn hole_crc(chunk: ChunkId, shard: u8, block: u32) -> u32 {
+    let (chunk, block) = (chunk.0.to_le_bytes(), block.to_le_bytes());
+    crc32c_parts(&[b"hole", &chunk, &[shard], &block]).max(1)
+}
+
 /// The CRCs of consecutive blocks of `data`, the first of which has index `first_block` in its replica
 /// ([`block_crc`]); the last block may be short.
 pub fn block_crcs(chunk: ChunkId, shard: u8, first_block: u32, data: &[u8]) -> Vec<u32> {

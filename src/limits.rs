@@ -109,6 +109,8 @@ pub struct Limits {
     pub chunk_write_deadline: Duration,
     /// Deadline of one read call before another replica is asked.
     pub chunk_read_deadline: Duration,
+    /// Garbage in a chunk at which its dead ranges are punched; less is when a chunkserver runs full.
+    pub punch_garbage_bytes: u64,
     /// Repairs under way at once in the cluster.
     pub repairs_at_once: usize,
     /// Most bytes of one append call.
@@ -208,6 +210,7 @@ impl Limits {
             server_dead: Duration::from_secs(60),
             chunk_write_deadline: Duration::from_millis(2500),
             chunk_read_deadline: Duration::from_millis(1500),
+            punch_garbage_bytes: 1 << 20,
             repairs_at_once: 4,
             append_bytes_max: 4 << 20,
             store_queue_max: 1024,
@@ -265,6 +268,7 @@ impl Limits {
             purge_extents: 2,
             chunk_bytes: 256 << 10,
             server_dead: Duration::from_secs(6),
+            punch_garbage_bytes: 16 << 10,
             append_bytes_max: 64 << 10,
             store_queue_max: 64,
             store_queue_bytes_max: 1 << 20,

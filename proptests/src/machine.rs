@@ -1,5 +1,7 @@
 //! Drives the state machine as clients and a master would, through commands it builds itself.
 
+mod upkeep;
+
 use crate::{Draw, FsOp, FsOut, Ino, ModelFs, OpGen, SplitMix, Stat, Weights};
 use bytes::Bytes;
 use mooseng::errno::Errno;
@@ -13,7 +15,7 @@ use mooseng::pb::proposal::Kind as Proposal;
 use mooseng::pb::query::Query;
 use mooseng::pb::query_result::Result as Found;
 use mooseng::pb::{self, Extent, FileKind};
-use mooseng::tables::{Db, Read};
+use mooseng::tables::Db;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -487,7 +489,7 @@ impl Machine {
 
     /// Something that no application should notice.
     pub fn noise(&mut self, draw: &mut impl Draw) {
-        match draw.below(10) {
+        match draw.below(11) {
             0 => self.purge(1 + draw.below(3) as u32),
             1 => {
                 let open = self.all::<tables::OpenChunks, _>(|key| key.1.get());
@@ -510,76 +512,13 @@ impl Machine {
                 let Some(Answer::Session(reply)) = again.kind else { panic!("{}", again.errno) };
                 assert_eq!(reply.session, self.clients[0].session);
             }
+            7 => self.punch(draw),
             _ => {
                 let some = self.all::<tables::Chunks, _>(|key| key.get());
                 if let Some(&chunk) = draw.pick(&some) {
                     self.delete(chunk);
                 }
             }
-        }
-    }
-
-    fn all<T: mooseng::tables::Table, R>(&self, read: impl Fn(&T::Key) -> R) -> Vec<R>
-    where
-        T::Key: Default,
-    {
-        let first = T::Key::default();
-        let rows = self.ns.db().range::<T>(&first, None);
-        rows.map(|row| read(&row.expect("tables").0)).collect()
-    }
-
-    /// Purges what waits, `max_extents` a command, until nothing does.
-    pub fn purge(&mut self, max_extents: u32) {
-        for inode in self.all::<tables::Orphans, _>(|key| key.get()) {
-            let cmd = pb::PurgeInodeCmd { inode, max_extents };
-            self.propose(Proposal::PurgeInode(cmd));
-        }
-    }
-
-    /// Deletes a chunk if the state machine lets it; its bytes are gone at once.
-    fn delete(&mut self, chunk: u64) {
-        if self.propose(Proposal::DeleteChunk(pb::DeleteChunkCmd { chunk })).errno == 0 {
-            self.bytes.remove(&chunk);
-        }
-    }
-
-    fn collect(&mut self, draw: &mut impl Draw) {
-        if let Some(&chunk) = draw.pick(&self.all::<tables::Deletable, _>(|key| key.get())) {
-            self.delete(chunk);
-        }
-        let deleting = self.all::<tables::Deleting, _>(|key| *key);
-        if let Some(id) = draw.pick(&deleting) {
-            let row = self.ns.db().get::<tables::Chunks>(id).expect("tables").expect("a chunk");
-            let gone = draw.pick(&row.replicas).copied().into_iter().collect();
-            let cmd = pb::ForgetReplicasCmd { chunk: id.get(), gone };
-            self.propose(Proposal::ForgetReplicas(cmd));
-        }
-    }
-
-    fn repair(&mut self, draw: &mut impl Draw) {
-        let some = self.all::<tables::Chunks, _>(|key| *key);
-        let Some(id) = draw.pick(&some) else { return };
-        let chunk = self.ns.db().get::<tables::Chunks>(id).expect("tables").expect("a chunk");
-        let server = 1 + draw.below(SERVERS);
-        let shard = draw.below(2) as u32;
-        let cmd = pb::AllocReplicaCmd { chunk: id.get(), shard, server };
-        let Some(Answer::Id(r#gen)) = self.propose(Proposal::AllocReplica(cmd)).kind else {
-            return;
-        };
-        let old = chunk.replicas.iter().find(|r| r.shard == shard).copied();
-        let epoch = chunk.epoch + u64::from(draw.chance(1, 8));
-        let replace = Proposal::ReplaceReplica(pb::ReplaceReplicaCmd {
-            chunk: id.get(),
-            epoch,
-            old_gen: old.map_or(0, |old| old.r#gen),
-            replica: Some(pb::Replica { r#gen, shard, server }),
-        });
-        let epoch = epoch + u64::from(draw.chance(7, 8));
-        let chunk = id.get();
-        let drop = Proposal::DropReplica(pb::DropReplicaCmd { chunk, epoch, r#gen, shard });
-        self.propose(replace);
-        if draw.chance(1, 2) {
-            self.propose(drop);
         }
     }
 

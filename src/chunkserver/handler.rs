@@ -3,6 +3,7 @@
 use super::{Shared, add, rebuild};
 use crate::ids::Term;
 use crate::mark;
+use crate::namespace::HOLES_MAX;
 use crate::pb;
 use crate::seam;
 use crate::store::{Append, Blocks, ReplicaId, Status, StoreError};
@@ -30,6 +31,7 @@ impl Handler for Answers {
                 calls::Read::METHOD => read(&shared, &request).await,
                 calls::Seal::METHOD => seal(&shared, &request).await,
                 calls::Delete::METHOD => delete(&shared, &request).await,
+                calls::Punch::METHOD => punch(&shared, &request).await,
                 calls::Stat::METHOD => stat(&shared, &request).await,
                 calls::Rebuild::METHOD => {
                     let question = request.decode::<calls::Rebuild>()?;
@@ -160,6 +162,18 @@ async fn delete(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal
         writer.delete(id).await?;
     }
     Ok(Outgoing::new::<calls::Delete>(&pb::DeleteReply {}))
+}
+
+async fn punch(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
+    let question = request.decode::<calls::Punch>()?;
+    obey(shared, question.term)?;
+    let id = replica(question.replica.as_ref())?;
+    if question.holes.len() > HOLES_MAX {
+        return Err(Refusal::new(RefusalCode::BadRequest, "too many holes at once"));
+    }
+    let holes = question.holes.iter().map(|hole| hole.from..hole.end).collect();
+    shared.found(id)?.punch(id, holes).await?;
+    Ok(Outgoing::new::<calls::Punch>(&pb::PunchReply {}))
 }
 
 async fn stat(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {

@@ -4,7 +4,7 @@
 
 use super::handler::replica;
 use super::{Shared, add};
-use crate::checksum::block_crc;
+use crate::checksum::{block_crc, hole_crc};
 use crate::erasure::{Codec, Combination, Layout};
 use crate::limits::BLOCK_BYTES;
 use crate::pb;
@@ -113,6 +113,13 @@ fn check<'a>(
     })
 }
 
+/// A piece of a source: its bytes, and which of its blocks are holes.
+#[derive(Clone)]
+struct Piece {
+    data: Bytes,
+    holes: Vec<bool>,
+}
+
 /// The sources in use, and how the target follows from them.
 struct Chosen {
     sources: Vec<usize>,
@@ -149,7 +156,7 @@ impl Rebuild<'_> {
         let mut next = self.fetch(&mut chosen, at).await?;
         while at < self.length {
             let pieces = std::mem::take(&mut next);
-            let after = at + pieces.first().map_or(0, |piece| piece.len() as u64);
+            let after = at + pieces.first().map_or(0, |piece| piece.data.len() as u64);
             // The next piece is fetched while this one is written.
             let combine = chosen.combination.clone();
             let writing = seam::blocking(move || write(build, &combine, &pieces));
@@ -194,12 +201,12 @@ impl Rebuild<'_> {
 
     /// The same piece of each chosen source, verified. A source that fails is replaced by another for this and
     /// all further pieces.
-    async fn fetch(&mut self, chosen: &mut Chosen, at: u64) -> Result<Vec<Bytes>, Refusal> {
+    async fn fetch(&mut self, chosen: &mut Chosen, at: u64) -> Result<Vec<Piece>, Refusal> {
         let len = self.piece_bytes(at);
         if len == 0 {
             return Ok(Vec::new());
         }
-        let mut have: BTreeMap<usize, Bytes> = BTreeMap::new();
+        let mut have: BTreeMap<usize, Piece> = BTreeMap::new();
         loop {
             let missing = chosen.sources.iter().filter(|index| !have.contains_key(index));
             let missing: Vec<usize> = missing.copied().collect();
@@ -222,7 +229,7 @@ impl Rebuild<'_> {
         }
     }
 
-    async fn read(&self, index: usize, at: u64, len: usize) -> Result<Bytes, Fault> {
+    async fn read(&self, index: usize, at: u64, len: usize) -> Result<Piece, Fault> {
         let Source { id, address, .. } = &self.sources[index];
         let left = seam::now().until(self.deadline);
         let deadline =
@@ -246,36 +253,46 @@ impl Rebuild<'_> {
         })?;
         // M31: a corrupt source is copied.
         if bug!(M31) && data.len() == len {
-            return Ok(data);
+            return Ok(Piece { data, holes: Vec::new() });
         }
         let whole = reply.offset == at && data.len() == len;
-        if !whole || !verified(*id, at, &data, &reply.crcs) {
+        let holes = if whole { verified(*id, at, &data, &reply.crcs) } else { None };
+        let Some(holes) = holes else {
             mark!("chunkserver: corrupt source of a rebuild");
             tracing::warn!(source = %id, address, at, "source of a rebuild is corrupt");
             return Err(Fault::Corrupt);
-        }
-        Ok(data)
+        };
+        Ok(Piece { data, holes })
     }
 }
 
-fn verified(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> bool {
+/// Which of the blocks are holes; `None` if one is neither a hole nor what its CRC says.
+fn verified(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> Option<Vec<bool>> {
     let first = (at / BLOCK_BYTES as u64) as u32;
-    crcs.len() == data.len().div_ceil(BLOCK_BYTES)
-        && data
-            .chunks(BLOCK_BYTES)
-            .zip(crcs)
-            .zip(first..)
-            .all(|((block, crc), index)| block_crc(id.chunk, id.crc_shard(), index, block) == *crc)
+    let shard = id.crc_shard();
+    if crcs.len() != data.len().div_ceil(BLOCK_BYTES) {
+        return None;
+    }
+    let judge = |((block, crc), index): ((&[u8], &u32), u32)| {
+        let hole = hole_crc(id.chunk, shard, index) == *crc;
+        (hole || block_crc(id.chunk, shard, index, block) == *crc).then_some(hole)
+    };
+    data.chunks(BLOCK_BYTES).zip(crcs).zip(first..).map(judge).collect()
 }
 
+/// Adds what follows from the pieces. What is a hole in one of them is one in all (rule A6: holes are whole
+/// stripes, committed before they are punched); a source that has not heard of it yet knows less.
 fn write(
     mut build: Build,
     combination: &Combination,
-    pieces: &[Bytes],
+    pieces: &[Piece],
 ) -> Result<Build, StoreError> {
-    let sources: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+    let sources: Vec<&[u8]> = pieces.iter().map(|piece| &piece.data[..]).collect();
     let mut out = vec![0; sources[0].len()];
     combination.apply(&sources, &mut out);
-    build.write(&out)?;
+    let hole = |block| pieces.iter().any(|piece| piece.holes.get(block) == Some(&true));
+    let holes: Vec<bool> = (0..out.len() / BLOCK_BYTES).map(hole).collect();
+    crate::maybe!(holes.contains(&true), "chunkserver: rebuild kept holes");
+    build.write(&out, &holes)?;
     Ok(build)
 }

@@ -9,7 +9,7 @@ use super::blocks::BlockCache;
 use super::chunk::{Home, homes, named};
 use super::masters::{Masters, jitter};
 use super::query::Queries;
-use crate::checksum::block_crc;
+use crate::checksum::{block_crc, hole_crc};
 use crate::erasure::{Codec, Layout};
 use crate::errno::Errno;
 use crate::ids::{ChunkId, ServerId};
@@ -43,6 +43,8 @@ pub enum ReadError {
 /// How one replica failed to give bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bad {
+    /// A block is a hole: whoever asks for it is out of date (rule A6).
+    Hole,
     Gone,
     Corrupt,
     Silent,
@@ -227,6 +229,10 @@ impl Fetcher {
                 Ok(pieces) => return Ok(pieces),
                 Err(bad) => bad,
             };
+            if bad == Bad::Hole {
+                crate::mark!("hole read");
+                return Err(ReadError::Stale);
+            }
             // With fresh knowledge of its homes, damage everywhere is damage; silence may pass.
             if fresh && bad == Bad::Corrupt {
                 crate::mark!("damage beyond redundancy");
@@ -328,6 +334,9 @@ impl Fetcher {
         }
         let data = payload.slice(..len as usize);
         if !verifies(chunk, shard, offset, &data, &reply.crcs) {
+            if has_hole(chunk, shard, offset, &data, &reply.crcs) {
+                return Err(Bad::Hole);
+            }
             crate::mark!("reply of a chunkserver did not verify");
             tracing::warn!(%chunk, server = %home.server, offset, "a replica is corrupt");
             self.report(chunk, home);
@@ -487,10 +496,11 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Which of two failures says more: silence may pass, damage stays, and only if everybody says that the
-/// replica is gone is it gone.
+/// Which of two failures says more: a hole is certain, silence may pass, damage stays, and only if everybody
+/// says that the replica is gone is it gone.
 fn worse(a: Bad, b: Bad) -> Bad {
     match (a, b) {
+        (Bad::Hole, _) | (_, Bad::Hole) => Bad::Hole,
         (Bad::Silent, _) | (_, Bad::Silent) => Bad::Silent,
         (Bad::Corrupt, _) | (_, Bad::Corrupt) => Bad::Corrupt,
         _ => Bad::Gone,
@@ -508,6 +518,13 @@ fn verifies(chunk: ChunkId, shard: u8, offset: u64, data: &[u8], crcs: &[u32]) -
         && (first..)
             .zip(data.chunks(BLOCK_BYTES).zip(crcs))
             .all(|(block, (data, crc))| block_crc(chunk, shard, block, data) == *crc)
+}
+
+/// Whether one of the blocks was punched out of the replica.
+fn has_hole(chunk: ChunkId, shard: u8, offset: u64, data: &[u8], crcs: &[u32]) -> bool {
+    let first = (offset / BLOCK) as u32;
+    let asked = crcs.iter().take(data.len().div_ceil(BLOCK_BYTES));
+    (first..).zip(asked).any(|(block, crc)| hole_crc(chunk, shard, block) == *crc)
 }
 
 fn rebuild(layout: Layout, sources: &[(usize, Bytes)], target: usize, len: usize) -> Option<Bytes> {
@@ -555,6 +572,12 @@ mod tests {
         let mut flipped = data.clone();
         flipped[BLOCK_BYTES + 1] ^= 1;
         assert!(!verifies(chunk, 0, 3 * BLOCK, &flipped, &crcs));
+        let mut punched = crcs.clone();
+        punched[1] = hole_crc(chunk, 0, 4);
+        assert!(!verifies(chunk, 0, 3 * BLOCK, &data, &punched));
+        assert!(has_hole(chunk, 0, 3 * BLOCK, &data, &punched));
+        assert!(!has_hole(chunk, 0, 3 * BLOCK, &data[..BLOCK_BYTES], &punched), "not asked for");
+        assert!(!has_hole(chunk, 0, 3 * BLOCK, &data, &crcs));
     }
 
     #[test]
@@ -575,5 +598,6 @@ mod tests {
         assert_eq!(worse(Bad::Gone, Bad::Gone), Bad::Gone);
         assert_eq!(worse(Bad::Corrupt, Bad::Gone), Bad::Corrupt);
         assert_eq!(worse(Bad::Corrupt, Bad::Silent), Bad::Silent);
+        assert_eq!(worse(Bad::Silent, Bad::Hole), Bad::Hole);
     }
 }

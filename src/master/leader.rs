@@ -1,7 +1,7 @@
 //! What a master does while it leads: watches servers and sessions, repairs, collects garbage.
 
 use super::Shared;
-use super::{garbage, repair, rpc, servers, sessions};
+use super::{garbage, punch, repair, rpc, servers, sessions};
 use crate::errno::Errno;
 use crate::namespace;
 use crate::pb;
@@ -44,7 +44,8 @@ async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
     servers::bury(shared).await?;
     sessions::expire(shared).await?;
     repair::round(shared).await?;
-    garbage::round(shared).await
+    garbage::round(shared).await?;
+    punch::round(shared).await
 }
 
 /// The first leader of a new cluster writes down what the cluster is.

@@ -48,6 +48,10 @@ pub(crate) struct Cursors {
     pub(crate) untold: u64,
     /// The next session whose pins are looked at.
     pub(crate) pinning: SessionId,
+    /// The next chunk whose garbage is looked at.
+    pub(crate) garbage: u64,
+    /// The next chunk whose servers are told its holes.
+    pub(crate) punching: u64,
     /// The next replica to delete that has left its chunk.
     pub(crate) doomed: (ServerId, ChunkId, Generation),
 }

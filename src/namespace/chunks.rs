@@ -34,7 +34,7 @@ pub(super) fn is_degraded(chunk: &Chunk) -> bool {
 }
 
 impl State<'_> {
-    fn chunk(&self, id: u64) -> Outcome<Chunk> {
+    pub fn chunk(&self, id: u64) -> Outcome<Chunk> {
         Ok(self.db.get::<Chunks>(&ChunkId(id))?.ok_or(Errno::ENOENT)?)
     }
 
@@ -192,6 +192,7 @@ impl State<'_> {
             self.doom(id, pending)?;
         }
         self.db.delete::<Deletable>(&id)?;
+        self.forget_holes(id)?;
         self.db.put::<Deleting>(&id, &EmptyRow {})?;
         self.put_chunk(&chunk)?;
         self.forget_chunk(&chunk)?;
@@ -312,6 +313,7 @@ impl State<'_> {
         chunk.replicas.sort_by_key(|r| r.shard);
         chunk.epoch += 1;
         self.put_chunk(&chunk)?;
+        self.punch_newcomer(id)?;
         Ok(chunk)
     }
 

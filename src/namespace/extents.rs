@@ -111,17 +111,15 @@ impl State<'_> {
         Ok(())
     }
 
-    /// After references went: a sealed chunk without any becomes deletable.
+    /// After a reference to these bytes went: a sealed chunk without any becomes deletable, another has more
+    /// garbage.
     pub fn unreferenced(&mut self, extent: &Extent) -> Outcome<()> {
         let Some(Source::Chunk(range)) = &extent.source else { return Ok(()) };
         let id = ChunkId(range.chunk);
-        if self.is_referenced(id)? {
-            return Ok(());
+        if !self.is_referenced(id)? && self.is_sealed(id)? {
+            return Ok(self.db.put::<Deletable>(&id, &pb::EmptyRow {})?);
         }
-        if self.is_sealed(id)? {
-            self.db.put::<Deletable>(&id, &pb::EmptyRow {})?;
-        }
-        Ok(())
+        self.add_garbage(id, extent.len)
     }
 
     pub fn is_referenced(&self, chunk: ChunkId) -> Outcome<bool> {
@@ -143,7 +141,7 @@ impl State<'_> {
             if end_of(&extent) > to {
                 self.put_extent(inode, &clip(&extent, to, u64::MAX))?;
             }
-            self.unreferenced(&extent)?;
+            self.unreferenced(&clip(&extent, from, to))?;
         }
         self.uncut(inode, (from, to))
     }
@@ -186,6 +184,7 @@ impl State<'_> {
         {
             self.drop_extent(inode, &extent)?;
             self.put_extent(inode, &clip(&extent, 0, from))?;
+            self.unreferenced(&clip(&extent, from, u64::MAX))?;
         }
         let mut budget = std::mem::take(&mut self.purge_budget);
         let done = self.free_range(inode, (from, u64::MAX), &mut budget)?;

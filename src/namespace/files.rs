@@ -116,8 +116,13 @@ impl State<'_> {
             ChunkState::Sealed => end <= chunk.committed_len || crate::bug!(M26),
             ChunkState::Deleting | ChunkState::Unspecified => false,
         };
+        let (sealed, id) = (chunk.state() == ChunkState::Sealed, ChunkId(chunk.id));
         if chunk.session != session.get() || !held {
             crate::mark!("commit refused by rule A3");
+            return Err(Errno::ECANCELED.into());
+        }
+        if sealed && self.meets_hole(id, (range.off, end))? {
+            crate::mark!("commit into a hole refused");
             return Err(Errno::ECANCELED.into());
         }
         Ok(())
@@ -148,7 +153,10 @@ impl State<'_> {
             let id = ChunkId(id);
             if chunk.state() == ChunkState::Open {
                 self.db.put::<Chunks>(&id, &chunk)?;
-            } else if self.db.get::<Deletable>(&id)?.is_some() {
+                continue;
+            }
+            self.referred_late(id)?;
+            if self.db.get::<Deletable>(&id)?.is_some() {
                 self.db.delete::<Deletable>(&id)?;
             }
         }

@@ -15,6 +15,7 @@ mod chunks;
 mod dirs;
 mod extents;
 mod files;
+mod holes;
 mod query;
 mod rename;
 mod servers;
@@ -26,6 +27,7 @@ mod tests;
 mod xattrs;
 
 pub use check::{Violation, check};
+pub use holes::{dead_ranges, hole_unit};
 pub use query::{chunk_info, cluster, query};
 pub use state::apply_limits;
 
@@ -49,6 +51,8 @@ pub const INODE_RANGES_MAX: usize = 8;
 pub const XATTRS_MAX: u32 = 256;
 /// Repair copies of one chunk under construction at once.
 pub const PENDING_REPLICAS_MAX: usize = 64;
+/// Holes of one chunk: with more garbage than fits in so many, the largest ranges are punched.
+pub const HOLES_MAX: usize = 1024;
 /// The first cookie of a directory entry; 1 and 2 are "." and "..".
 pub const FIRST_COOKIE: u64 = 3;
 
@@ -122,6 +126,8 @@ impl State<'_> {
             Kind::PutClass(cmd) => Reply::Id(self.put_class(cmd)?),
             Kind::InitCluster(cmd) => Reply::Id(self.init_cluster(cmd)?),
             Kind::RegisterMaster(cmd) => Reply::Id(self.register_master(cmd)?),
+            Kind::PunchChunk(cmd) => Reply::Id(self.punch_chunk(cmd)?),
+            Kind::Punched(cmd) => Reply::Id(self.punched(cmd)?),
         };
         Ok(Some(reply))
     }

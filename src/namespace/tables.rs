@@ -88,4 +88,10 @@ tables! {
     Classes = 30: u64 => pb::StorageClass;
     /// A class's name -> its id.
     ClassNames = 31: Vec<u8> => pb::IdRow;
+    /// Chunks with bytes that lost their reference since holes were last punched: how many, about.
+    Garbage = 32: ChunkId => pb::GarbageRow;
+    /// Sealed chunks with holes: ranges that hold nothing any more, for ever.
+    Holes = 33: ChunkId => pb::HolesRow;
+    /// Chunks some of whose replicas may not have all their holes.
+    Punching = 34: ChunkId => pb::EmptyRow;
 }

@@ -20,6 +20,7 @@
 mod format;
 mod inspect;
 mod open;
+mod punch;
 mod read;
 mod rebuild;
 mod replica;

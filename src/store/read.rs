@@ -4,10 +4,12 @@ use super::format::{self, BLOCK, ReplicaId};
 use super::open::PIECE_BYTES;
 use super::replica::Replica;
 use super::{Store, StoreError};
-use crate::checksum::block_crc;
+use crate::checksum::{block_crc, hole_crc};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::mark;
+use crate::seam::DiskFile;
 use bytes::Bytes;
+use std::io;
 use std::sync::Arc;
 
 /// Bytes from which on mapped memory is cheaper than a copy.
@@ -49,6 +51,24 @@ impl Span {
     }
 }
 
+/// The CRCs after the data: a block that is punched meanwhile is then known to be a hole.
+fn read_span(file: &dyn DiskFile, id: ReplicaId, span: &Span) -> io::Result<(Vec<u8>, Bytes)> {
+    let start = id.data_start() + span.from;
+    let data = if span.sealed && span.bytes() >= MAP_BYTES {
+        file.map(start, span.bytes())?
+    } else {
+        let mut data = vec![0; span.bytes()];
+        file.read_exact_at(start, &mut data)?;
+        data.into()
+    };
+    if data.len() != span.bytes() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut crcs = vec![0; span.crc_bytes()];
+    file.read_exact_at(id.crc_at(span.from), &mut crcs)?;
+    Ok((crcs, data))
+}
+
 impl Store {
     /// The blocks that cover `[offset, offset + len)`, if they are in memory; `None` if reading would block.
     pub fn read_resident(
@@ -82,23 +102,8 @@ impl Store {
             return Ok(span.blocks(&[], Bytes::new()));
         }
         let file = self.file(&span.replica)?;
-        let start = id.data_start() + span.from;
-        let mut crcs = vec![0; span.crc_bytes()];
-        let read = file.read_exact_at(id.crc_at(span.from), &mut crcs).and_then(|()| {
-            if span.sealed && span.bytes() >= MAP_BYTES {
-                let data = file.map(start, span.bytes())?;
-                let whole = data.len() == span.bytes();
-                return if whole {
-                    Ok(data)
-                } else {
-                    Err(std::io::ErrorKind::UnexpectedEof.into())
-                };
-            }
-            let mut data = vec![0; span.bytes()];
-            file.read_exact_at(start, &mut data).map(|()| data.into())
-        });
-        match read {
-            Ok(data) => Ok(span.blocks(&crcs, data)),
+        match read_span(&*file, id, &span) {
+            Ok((crcs, data)) => Ok(span.blocks(&crcs, data)),
             Err(error) => {
                 mark!("store: read failed");
                 self.note_bad(&span.replica);
@@ -154,6 +159,9 @@ impl Store {
             let offset = at + i as u64 * BLOCK;
             let index = (offset / BLOCK) as u32;
             let read = whole || file.read_exact_at(id.data_start() + offset, block).is_ok();
+            if readable && hole_crc(id.chunk, id.crc_shard(), index) == *crc {
+                continue;
+            }
             if !readable || !read || block_crc(id.chunk, id.crc_shard(), index, block) != *crc {
                 bad.push(index);
             }

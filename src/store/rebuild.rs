@@ -5,7 +5,7 @@ use super::format::{self, BLOCK, Recorded, ReplicaId};
 use super::open::PIECE_BYTES;
 use super::replica::{Progress, Replica};
 use super::{Store, StoreError};
-use crate::checksum::{block_crc, block_crcs};
+use crate::checksum::{block_crc, block_crcs, hole_crc};
 use crate::mark;
 use crate::seam::{DiskFile, OpenMode};
 use std::collections::BTreeSet;
@@ -53,19 +53,30 @@ impl Build {
         self.crcs.len() as u64 * BLOCK
     }
 
-    /// Adds whole blocks and their CRCs, computed here.
-    pub fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        let at = self.length();
+    /// Adds whole blocks and their CRCs, computed here; `holes[i]`: the i-th is a hole, whatever its bytes.
+    pub fn write(&mut self, data: &[u8], holes: &[bool]) -> Result<(), StoreError> {
+        let (id, at) = (self.id, self.length());
         let end = at + data.len() as u64;
-        if !end.is_multiple_of(BLOCK) || end > self.id.len_max() {
-            return Err(StoreError::Bad(format!("replica {}: not whole blocks", self.id)));
+        if !end.is_multiple_of(BLOCK) || end > id.len_max() {
+            return Err(StoreError::Bad(format!("replica {id}: not whole blocks")));
         }
-        self.file
-            .write_at(self.id.data_start() + at, data)
-            .map_err(|e| self.store.fail("rebuild", e))?;
-        self.file.writeback_hint(self.id.data_start() + at, data.len() as u64);
         let first = (at / BLOCK) as u32;
-        self.crcs.extend(block_crcs(self.id.chunk, self.id.crc_shard(), first, data));
+        let mut crcs = block_crcs(id.chunk, id.crc_shard(), first, data);
+        for (i, crc) in crcs.iter_mut().enumerate().filter(|(i, _)| holes.get(*i) == Some(&true)) {
+            *crc = hole_crc(id.chunk, id.crc_shard(), first + i as u32);
+        }
+        let mut rest = data;
+        let mut place = id.data_start() + at;
+        for run in runs(holes, data.len() / BLOCK as usize) {
+            let (bytes, after) = rest.split_at(run.blocks * BLOCK as usize);
+            if !run.hole {
+                self.file.write_at(place, bytes).map_err(|e| self.store.fail("rebuild", e))?;
+                self.file.writeback_hint(place, bytes.len() as u64);
+            }
+            place += bytes.len() as u64;
+            rest = after;
+        }
+        self.crcs.extend(crcs);
         Ok(())
     }
 
@@ -118,6 +129,9 @@ impl Build {
                 .map_err(|e| StoreError::Read(format!("replica {}: {e}", self.id)))?;
             for (i, (block, crc)) in data.chunks(BLOCK as usize).zip(crcs).enumerate() {
                 let index = (first + i) as u32;
+                if hole_crc(self.id.chunk, self.id.crc_shard(), index) == *crc {
+                    continue;
+                }
                 if block_crc(self.id.chunk, self.id.crc_shard(), index, block) != *crc {
                     mark!("store: rebuilt replica does not read back");
                     let what = format!("replica {}: block {index} does not read back", self.id);
@@ -127,6 +141,24 @@ impl Build {
         }
         Ok(())
     }
+}
+
+/// Consecutive blocks that are all holes, or none of them.
+struct Run {
+    hole: bool,
+    blocks: usize,
+}
+
+fn runs(holes: &[bool], blocks: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for block in 0..blocks {
+        let hole = holes.get(block) == Some(&true);
+        match runs.last_mut() {
+            Some(run) if run.hole == hole => run.blocks += 1,
+            _ => runs.push(Run { hole, blocks: 1 }),
+        }
+    }
+    runs
 }
 
 impl Drop for Build {

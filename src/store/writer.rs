@@ -4,6 +4,7 @@
 use super::{Append, ReplicaId, Store, StoreError};
 use crate::seam;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -17,6 +18,7 @@ enum Job {
     Append(Append, bool),
     Sync(ReplicaId, u64),
     Seal(ReplicaId, u64),
+    Punch(ReplicaId, Vec<Range<u64>>),
     Delete(ReplicaId),
 }
 
@@ -97,6 +99,15 @@ impl Writer {
     /// [`Store::seal`].
     pub async fn seal(self: &Arc<Writer>, id: ReplicaId, length: u64) -> Answer {
         self.submit(Job::Seal(id, length)).await
+    }
+
+    /// [`Store::punch`].
+    pub async fn punch(
+        self: &Arc<Writer>,
+        id: ReplicaId,
+        holes: Vec<Range<u64>>,
+    ) -> Result<(), StoreError> {
+        self.submit(Job::Punch(id, holes)).await.map(drop)
     }
 
     /// [`Store::delete`].
@@ -192,6 +203,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
                 Ok(0)
             }
             Job::Seal(id, length) => store.seal(*id, *length),
+            Job::Punch(id, holes) => store.punch(*id, holes).map(|()| 0),
             Job::Delete(id) => {
                 to_delete.push(*id);
                 Ok(0)

@@ -94,6 +94,8 @@ calls! {
     85 Rebuild(RebuildRequest) -> RebuildReply;
     /// Anybody to chunkserver: what do you have of these?
     86 Stat(StatRequest) -> StatReply;
+    /// Master to chunkserver: nothing refers to these ranges.
+    87 Punch(PunchRequest) -> PunchReply;
 }
 
 fn row(method: u16) -> Option<&'static Row> {

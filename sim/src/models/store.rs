@@ -6,6 +6,7 @@
 //! | an append that was refused leaves nothing behind; one that was answered is read back with CRCs that match | a length beside each replica |
 //! | a seal ends a replica where it was asked to | the same |
 //! | a block is refused at any place but its own | another replica's id |
+//! | what was punched, and nothing else, is a hole; the rest of the replica reads as before | blocks beside each replica |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
 //!
@@ -14,7 +15,7 @@
 use crate::disk::SimDisk;
 use crate::rng::Rng;
 use bytes::Bytes;
-use mooseng::checksum::block_crcs;
+use mooseng::checksum::{block_crcs, hole_crc};
 use mooseng::ids::{ChunkId, Generation};
 use mooseng::limits::{BLOCK_BYTES, Limits};
 use mooseng::store::{Append, ReplicaId, Store, StoreError, assemble, inspect};
@@ -30,6 +31,7 @@ pub struct Report {
     pub appends: u64,
     pub syncs: u64,
     pub seals: u64,
+    pub punches: u64,
     pub deletes: u64,
     pub kills: u64,
     pub power_losses: u64,
@@ -52,6 +54,8 @@ struct Life {
     store: Arc<Store>,
     known: BTreeMap<ReplicaId, Known>,
     deleted: BTreeSet<ReplicaId>,
+    /// Blocks that were punched.
+    holes: BTreeSet<(ReplicaId, u64)>,
     rng: Rng,
     report: Report,
     next_chunk: u64,
@@ -67,6 +71,7 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         store,
         known: BTreeMap::new(),
         deleted: BTreeSet::new(),
+        holes: BTreeSet::new(),
         rng: Rng::new(seed).fork("program"),
         report: Report::default(),
         next_chunk: 1,
@@ -102,8 +107,9 @@ impl Life {
         match self.rng.below(100) {
             0..40 => self.append(),
             40..58 => self.sync(),
-            58..64 => self.seal(),
-            64..68 => self.delete(),
+            58..62 => self.seal(),
+            62..66 => self.punch(),
+            66..68 => self.delete(),
             68..78 => self.read(),
             78..84 => self.misplace(),
             84..88 => self.full_disk(),
@@ -204,6 +210,23 @@ impl Life {
         self.promised(id, length)
     }
 
+    fn punch(&mut self) -> Result<(), String> {
+        let sealed = self.known.iter().filter(|(_, known)| known.sealed && known.length > BLOCK);
+        let sealed: Vec<(ReplicaId, u64)> =
+            sealed.map(|(id, known)| (*id, known.length / BLOCK)).collect();
+        if sealed.is_empty() {
+            return Ok(());
+        }
+        let (id, blocks) = *self.rng.pick(&sealed);
+        let from = self.rng.range(0, blocks);
+        let end = self.rng.range(from, blocks) + 1;
+        let punched = self.store.punch(id, &[from * BLOCK..end * BLOCK]);
+        punched.map_err(|error| format!("punch {id}: {error}"))?;
+        self.report.punches += 1;
+        self.holes.extend((from..end).map(|block| (id, block)));
+        self.check_bytes(id, blocks * BLOCK)
+    }
+
     fn delete(&mut self) -> Result<(), String> {
         let Some((id, _)) = self.any() else { return Ok(()) };
         self.store.delete(&[id]).map_err(|error| format!("delete {id}: {error}"))?;
@@ -225,10 +248,17 @@ impl Life {
         let blocks =
             self.store.read(id, 0, length).map_err(|error| format!("read {id}: {error}"))?;
         self.report.blocks += blocks.data.len() as u64 / BLOCK;
-        if blocks.data[..] != fill(id, 0, length as usize)[..] {
-            return Err(format!("{id}: other bytes than were appended"));
+        let (wanted, shard) = (fill(id, 0, length as usize), id.crc_shard());
+        let mut crcs = block_crcs(id.chunk, shard, 0, &wanted);
+        for (index, data) in blocks.data.chunks(BLOCK_BYTES).enumerate() {
+            let at = index * BLOCK_BYTES;
+            if self.holes.contains(&(id, index as u64)) {
+                crcs[index] = hole_crc(id.chunk, shard, index as u32);
+            } else if *data != wanted[at..at + data.len()] {
+                return Err(format!("{id}: other bytes than were appended in block {index}"));
+            }
         }
-        if blocks.crcs != block_crcs(id.chunk, id.crc_shard(), 0, &blocks.data) {
+        if blocks.crcs != crcs {
             return Err(format!("{id}: CRCs do not match"));
         }
         Ok(())
@@ -237,6 +267,9 @@ impl Life {
     /// A block with its CRC, brought to another place.
     fn misplace(&mut self) -> Result<(), String> {
         let Some((id, _)) = self.any() else { return Ok(()) };
+        if self.holes.contains(&(id, 0)) {
+            return Ok(());
+        }
         let blocks = self.store.read(id, 0, 1).map_err(|error| format!("read {id}: {error}"))?;
         let other = ReplicaId { chunk: ChunkId(id.chunk.0 + 3000), ..id };
         let places = [(id, BLOCK), (other, 0), (other, 2 * BLOCK)];

@@ -5,6 +5,8 @@
 //!   length, and every block up to there matches its CRC; shards of sealed chunks end there.
 //! - Copies are equal up to the committed length; parity is what encoding the data shards again gives.
 //! - What files refer to lies within committed lengths.
+//! - What is committed as a hole may be one, or not yet; nothing else may. Garbage is bounded: what is worth
+//!   punching is punched, and every server has heard of it.
 //!
 //! A scrub may need its period to find rot, so bad shards must be put right within a minute; fewer good shards
 //! than needed to read are a violation at once.
@@ -22,11 +24,12 @@ use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
 use mooseng::erasure::{Codec, Layout};
 use mooseng::ids::{ChunkId, InodeId, ServerId};
-use mooseng::namespace::tables::{Chunks, Extents, Servers};
-use mooseng::pb::{self, ChunkState, ServerState, extent::Source};
+use mooseng::namespace::tables::{Chunks, Extents, Garbage, Holes, Punching, Servers};
+use mooseng::pb::{self, ChunkState, Hole, ServerState, extent::Source};
 use mooseng::raft::RaftNode;
 use mooseng::tables::Read;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +39,9 @@ const CHUNK_MAX: usize = 64 << 20;
 const HEADER: usize = 4096;
 /// Rounds of a second in which bad shards must be put right.
 const ROUNDS: usize = 60;
+
+/// Garbage in one chunk that may stay, whatever limits the run has.
+const GARBAGE_MAX: u64 = 1 << 20;
 
 /// Why a chunk is not as it must be.
 enum Broken {
@@ -79,10 +85,12 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         let (id, chunk) = row.expect("tables");
         lengths.insert(id.0, chunk.committed_len);
         if chunk.state() != ChunkState::Deleting && chunk.committed_len > 0 {
-            one(&chunk, &servers)?;
+            let holes = view.get::<Holes>(&id).expect("tables").unwrap_or_default();
+            one(&chunk, &holes.holes, &servers)?;
             chunks += 1;
         }
     }
+    wasted(&view)?;
     for row in view.range::<Extents>(&(InodeId(0), 0), None) {
         let ((inode, at), extent) = row.expect("tables");
         let Some(Source::Chunk(range)) = &extent.source else { continue };
@@ -93,6 +101,22 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         }
     }
     stats::add("O6 chunks checked", chunks);
+    Ok(())
+}
+
+/// Garbage that should have been given back by now.
+fn wasted(view: &impl Read) -> Result<(), Broken> {
+    if let Some(row) = view.range::<Punching>(&ChunkId(0), None).next() {
+        let (id, _) = row.expect("tables");
+        return Err(Broken::Weak(format!("a server of chunk {id} has not heard of its holes")));
+    }
+    for row in view.range::<Garbage>(&ChunkId(0), None) {
+        let (id, row) = row.expect("tables");
+        let chunk = view.get::<Chunks>(&id).expect("tables").unwrap_or_default();
+        if chunk.state() == ChunkState::Sealed && row.bytes >= GARBAGE_MAX {
+            return Err(Broken::Weak(format!("{} bytes of garbage in chunk {id}", row.bytes)));
+        }
+    }
     Ok(())
 }
 
@@ -123,17 +147,25 @@ fn shard_len(k: usize, logical: usize) -> usize {
     }
 }
 
-fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Home>) -> Result<(), Broken> {
+/// Where in each shard its holes are.
+fn in_shard(k: usize, hole: &Hole) -> Range<usize> {
+    let stripe = if k == 1 { 1 } else { k * CELL };
+    let cell = if k == 1 { 1 } else { CELL };
+    hole.from as usize / stripe * cell..hole.end as usize / stripe * cell
+}
+
+fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &BTreeMap<u64, Home>) -> Result<(), Broken> {
     let layout = chunk.layout.unwrap_or_default();
     let (k, m) = (layout.data as usize, layout.parity as usize);
     let len = shard_len(k, chunk.committed_len as usize);
+    let holes: Vec<Range<usize>> = holes.iter().map(|hole| in_shard(k, hole)).collect();
     let mut shards: Vec<Option<Vec<u8>>> = vec![None; k + m];
     let mut bad = Vec::new();
     for replica in &chunk.replicas {
         let at = replica.shard as usize;
         let found = disks.get(&replica.server).ok_or("its server is not active".to_owned());
         let astray = found.as_ref().is_ok_and(|(_, astray)| *astray);
-        match found.and_then(|(disk, _)| shard(disk, chunk, replica, len)) {
+        match found.and_then(|(disk, _)| shard(disk, chunk, replica, (len, &holes))) {
             Ok((bytes, surplus)) => {
                 shards[at] = Some(bytes);
                 // A sealed one ends where it was committed, once its server has heard of it.
@@ -159,12 +191,13 @@ fn one(chunk: &pb::Chunk, disks: &BTreeMap<u64, Home>) -> Result<(), Broken> {
     Ok(())
 }
 
-/// The shard's bytes from the disk, if every block is what its CRC says, and how many more there are.
+/// The shard's bytes from the disk, zeros for holes, if every block is what its CRC says, and how many more
+/// there are.
 fn shard(
     disk: &SimDisk,
     chunk: &pb::Chunk,
     replica: &pb::Replica,
-    len: usize,
+    (len, holes): (usize, &[Range<usize>]),
 ) -> Result<(Vec<u8>, usize), String> {
     let k = chunk.layout.unwrap_or_default().data as usize;
     let (id, generation) = (chunk.id, replica.r#gen);
@@ -174,14 +207,19 @@ fn shard(
     let data = file.get(HEADER + table..HEADER + table + len);
     let data = data.ok_or_else(|| format!("the file has {} bytes", file.len()))?;
     let seed = if k == 1 { 0 } else { replica.shard as u8 };
+    let mut bytes = data.to_vec();
     for (index, block) in data.chunks(BLOCK).enumerate() {
+        if holes.iter().any(|hole| hole.contains(&(index * BLOCK))) {
+            bytes[index * BLOCK..][..block.len()].fill(0);
+            continue;
+        }
         let at = HEADER + index * 4;
         let crc = u32::from_le_bytes(file[at..at + 4].try_into().expect("four bytes"));
         if block_crc(ChunkId(id), seed, index as u32, block) != crc {
             return Err(format!("block {index} does not match its CRC"));
         }
     }
-    Ok((data.to_vec(), file.len() - HEADER - table - len))
+    Ok((bytes, file.len() - HEADER - table - len))
 }
 
 fn agree(chunk: &pb::Chunk, shards: &[Option<Vec<u8>>], k: usize, m: usize) -> Result<(), Broken> {

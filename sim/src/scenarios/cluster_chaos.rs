@@ -1,5 +1,6 @@
 //! A whole cluster stores files while machines crash, lose power (all at once too) and the network splits.
-//! Clients create, write, sync, read, reopen and remove files of their own and read those of others; a client
+//! Clients create, write, sync, read, reopen and remove files of their own, read those of others and keep some
+//! of them open to read on while they change; a client
 //! that died comes back as another one and checks what it left.
 //!
 //! Checked: O2 and O3 (blocks and names), O4, O12, O13 (log, votes, chunks), the namespace's invariants
@@ -10,7 +11,7 @@ use crate::cluster::full::{Cluster, Hands, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
-use crate::oracles::ledger::{BLOCK, Ledger};
+use crate::oracles::ledger::{BLOCK, Floors, Ledger};
 use crate::oracles::persist::Persist;
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::oracles::raft::Raft;
@@ -134,8 +135,10 @@ fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
                 let client = connect(&context, &config).await;
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
-                let (open, files, failures) = (vec![], 0, 0);
-                Worker { context, client, ledger, calm, rng, open, files, failures }.run().await
+                let (open, held, files, failures) = (vec![], vec![], 0, 0);
+                let worker =
+                    Worker { context, client, ledger, calm, rng, open, held, files, failures };
+                worker.run().await
             })
         });
     }
@@ -234,6 +237,13 @@ struct Open {
     handle: Handle,
 }
 
+/// Another client's file, open for reading; what it had to show when it was opened.
+struct Held {
+    name: String,
+    handle: Handle,
+    floors: Floors,
+}
+
 /// One process that works on files.
 struct Worker {
     context: NodeContext,
@@ -242,6 +252,7 @@ struct Worker {
     calm: Arc<AtomicBool>,
     rng: Rng,
     open: Vec<Open>,
+    held: Vec<Held>,
     files: u32,
     /// Write-backs that had failed when this was last asked.
     failures: u64,
@@ -279,7 +290,9 @@ impl Worker {
             0..45 => ("write", self.write().await),
             45..65 => ("fsync", self.fsync().await),
             65..80 => ("read", self.read_own().await),
-            80..90 => ("read another's", self.read_other().await),
+            80..85 => ("read another's", self.read_other().await),
+            85..87 => ("hold another's", self.hold_other().await),
+            87..90 => ("read what is held", self.read_held().await),
             90..95 => ("reopen", self.reopen().await),
             _ => ("unlink", self.remove().await),
         }
@@ -378,6 +391,58 @@ impl Worker {
             }
             Err(Errno::ESTALE | Errno::ENOENT) if !(existed && self.ledger.exists(&name)) => Ok(()),
             Err(errno) => Err(errno),
+        }
+    }
+
+    async fn hold_other(&mut self) -> Result<(), Errno> {
+        if self.held.len() >= OPEN_MAX {
+            self.client.release(self.held.remove(0).handle).await;
+        }
+        let names = self.ledger.names();
+        let name = self.rng.pick(&names).clone();
+        let floors = self.ledger.floors(&name);
+        let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
+            Ok(attr) => attr,
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        let handle = match self.client.open(InodeId(attr.inode), READ_ONLY).await {
+            Ok(handle) => handle,
+            Err(Errno::ESTALE | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        self.held.push(Held { name, handle, floors });
+        Ok(())
+    }
+
+    /// What the file showed when it was opened is the least that it shows; it may be removed since.
+    async fn read_held(&mut self) -> Result<(), Errno> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let at = self.rng.index(self.held.len());
+        let held = &self.held[at];
+        let first = self.rng.index(BLOCKS_MAX);
+        let count = self.rng.range(1, (BLOCKS_MAX - first) as u64 + 1) as usize;
+        match self.client.read(held.handle, (first * BLOCK) as u64, count * BLOCK).await {
+            Ok(pieces) => {
+                let bytes = pieces.concat();
+                stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
+                self.ledger.check(
+                    &self.context.name,
+                    &held.name,
+                    first,
+                    &bytes,
+                    &held.floors,
+                    false,
+                );
+                Ok(())
+            }
+            Err(errno) => {
+                // The session ended, and with it what kept the file.
+                self.client.release(self.held.remove(at).handle).await;
+                Err(errno)
+            }
         }
     }
 

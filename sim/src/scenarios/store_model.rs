@@ -16,6 +16,7 @@ pub const SCENARIO: Scenario = Scenario {
         stats::OPERATIONS,
         stats::FSYNCS,
         "seals",
+        "holes punched",
         "deletes",
         "kills",
         "power losses",
@@ -33,6 +34,7 @@ async fn run(seed: u64) {
         stats::add(stats::OPERATIONS, report.appends);
         stats::add(stats::FSYNCS, report.syncs);
         stats::add("seals", report.seals);
+        stats::add("holes punched", report.punches);
         stats::add("deletes", report.deletes);
         stats::add("kills", report.kills);
         stats::add("power losses", report.power_losses);

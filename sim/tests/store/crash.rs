@@ -71,7 +71,7 @@ impl Run {
     fn build(&mut self, store: &Arc<Store>, id: ReplicaId) -> Result<(), StoreError> {
         let mut build = store.build(id, 32 * BLOCK)?;
         for offset in [0, 16 * BLOCK] {
-            build.write(&fill(id, offset, 16 * BLOCK_BYTES))?;
+            build.write(&fill(id, offset, 16 * BLOCK_BYTES), &[])?;
         }
         let length = build.finish()?;
         *self.of(id) = Promise { durable: length, sealed: Some(length), ..Promise::default() };

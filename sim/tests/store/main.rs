@@ -7,7 +7,7 @@ mod rules;
 mod small;
 
 use bytes::Bytes;
-use mooseng::checksum::block_crcs;
+use mooseng::checksum::{block_crcs, hole_crc};
 use mooseng::ids::{ChunkId, Generation};
 use mooseng::limits::{BLOCK_BYTES, Limits};
 use mooseng::seam::Disk;

@@ -165,7 +165,7 @@ fn a_build_appears_whole_or_not_at_all() {
     let id = ReplicaId { shard: 5, data_shards: 4, ..copy_id(5) };
     let whole = fill(id, 0, 48 * BLOCK_BYTES);
     let mut dropped = store.build(id, 48 * BLOCK).expect("begun");
-    dropped.write(&whole[..BLOCK_BYTES]).expect("written");
+    dropped.write(&whole[..BLOCK_BYTES], &[]).expect("written");
     assert!(matches!(store.build(id, 48 * BLOCK), Err(StoreError::Busy(_))), "one at a time");
     drop(dropped);
     assert!(store.status(id).is_none());
@@ -173,7 +173,7 @@ fn a_build_appears_whole_or_not_at_all() {
     for _again in 0..2 {
         let mut build = store.build(id, 48 * BLOCK).expect("begun");
         for piece in whole.chunks(16 * BLOCK_BYTES) {
-            build.write(piece).expect("written");
+            build.write(piece, &[]).expect("written");
         }
         assert_eq!(build.finish(), Ok(48 * BLOCK));
     }

@@ -14,12 +14,22 @@ enum Do {
     AppendNew,
     Sync,
     Seal,
+    /// The second block of a sealed replica.
+    Punch,
     Delete,
     Build,
 }
 
-const ALL: [Do; 7] =
-    [Do::Append, Do::AppendShort, Do::AppendNew, Do::Sync, Do::Seal, Do::Delete, Do::Build];
+const ALL: [Do; 8] = [
+    Do::Append,
+    Do::AppendShort,
+    Do::AppendNew,
+    Do::Sync,
+    Do::Seal,
+    Do::Punch,
+    Do::Delete,
+    Do::Build,
+];
 
 /// What must be there.
 #[derive(Default)]
@@ -28,6 +38,8 @@ struct Must {
     durable: u64,
     length: u64,
     sealed: bool,
+    may_punch: bool,
+    punched: bool,
     may_go: bool,
     gone: bool,
     built: bool,
@@ -56,6 +68,15 @@ fn perform(store: &Arc<Store>, what: Do, must: &mut Must) -> Result<(), StoreErr
             store.seal(id, must.durable)?;
             (must.sealed, must.length) = (true, must.durable);
         }
+        Do::Punch if must.sealed => {
+            must.may_punch = true;
+            store.punch(id, &[BLOCK..2 * BLOCK])?;
+            must.punched = true;
+        }
+        Do::Punch => {
+            let refused = store.punch(id, &[BLOCK..2 * BLOCK]);
+            assert!(refused.is_err(), "an open replica is not punched");
+        }
         Do::Delete => {
             must.may_go = true;
             store.delete(&[id])?;
@@ -64,7 +85,7 @@ fn perform(store: &Arc<Store>, what: Do, must: &mut Must) -> Result<(), StoreErr
         Do::Build => {
             let built = copy_id(BUILT);
             let mut build = store.build(built, BLOCK)?;
-            build.write(&fill(built, 0, BLOCK_BYTES))?;
+            build.write(&fill(built, 0, BLOCK_BYTES), &[])?;
             build.finish()?;
             must.built = true;
         }
@@ -93,8 +114,18 @@ fn check(disk: &Arc<SimDisk>, must: &Must, when: &str) {
     for status in store.list(None, 99) {
         assert_eq!(store.verify(status.id), Ok(vec![]), "{when}: {}", status.id);
         let sound = status.length.min(2 * BLOCK) as usize;
-        let data = store.read(status.id, 0, sound as u64).expect("readable").data;
-        assert!(data == fill(status.id, 0, sound), "{when}: wrong bytes in {}", status.id);
+        let blocks = store.read(status.id, 0, sound as u64).expect("readable");
+        let hole = hole_crc(status.id.chunk, status.id.crc_shard(), 1);
+        let is_hole = blocks.crcs.get(1) == Some(&hole);
+        let first = status.id == copy_id(1);
+        assert!(!is_hole || (first && must.may_punch), "{when}: a hole in {}", status.id);
+        assert!(!first || is_hole || !must.punched, "{when}: the hole is gone");
+        let sound = if is_hole { BLOCK_BYTES } else { sound };
+        assert!(
+            blocks.data[..sound] == fill(status.id, 0, sound),
+            "{when}: wrong bytes in {}",
+            status.id
+        );
     }
 }
 

@@ -3,11 +3,12 @@
 use super::{Verdict, all, hold, same};
 use crate::ids::{ChunkId, ServerId, SessionId};
 use crate::namespace::chunks::is_degraded;
+use crate::namespace::holes::hole_unit;
 use crate::namespace::tables::{
-    Chunks, Counters, Degraded, Deletable, Deleting, Doomed, Extents, OpenChunks, PendingReplicas,
-    Refs, ServerChunks, ServerUuids, Servers,
+    Chunks, Counters, Degraded, Deletable, Deleting, Doomed, Extents, Garbage, Holes, OpenChunks,
+    PendingReplicas, Punching, Refs, ServerChunks, ServerUuids, Servers,
 };
-use crate::pb::{Chunk, ChunkState, EmptyRow, RefRow, Replica, extent::Source};
+use crate::pb::{Chunk, ChunkState, EmptyRow, Hole, RefRow, Replica, extent::Source};
 use crate::tables::Read;
 use std::collections::BTreeMap;
 
@@ -31,7 +32,38 @@ pub(super) fn check(read: &impl Read) -> Verdict {
     let next = read.get::<Counters>(&0)?.unwrap_or_default().next_id;
     let last = chunks.keys().next_back().map_or(0, |id| id.get());
     hold!(last < next || chunks.is_empty(), "chunk {last} lies beyond id {next}");
+    holes(read, &chunks)?;
     repairs(read, &chunks)
+}
+
+/// Holes are whole units of sealed chunks, apart from each other, and nothing refers to them.
+fn holes(read: &impl Read, chunks: &BTreeMap<ChunkId, Chunk>) -> Verdict {
+    let state = |id: &ChunkId| chunks.get(id).map_or(ChunkState::Unspecified, Chunk::state);
+    let maps = all::<Holes>(read)?;
+    for (id, row) in &maps {
+        hold!(state(id) == ChunkState::Sealed, "{id} has a map of holes and is {:?}", state(id));
+        let Some(chunk) = chunks.get(id) else { continue };
+        let unit = hole_unit(chunk);
+        for hole in &row.holes {
+            let whole = hole.from.is_multiple_of(unit) && hole.end.is_multiple_of(unit);
+            hold!(whole && hole.from < hole.end, "{id}: a hole of {hole:?}, of units of {unit}");
+        }
+        let apart = row.holes.windows(2).all(|pair| pair[0].end < pair[1].from);
+        hold!(apart, "{id}: holes touch or are out of order");
+    }
+    for ((id, off, inode, at), row) in all::<Refs>(read)? {
+        let meets = |hole: &Hole| hole.from < off + row.len && off < hole.end;
+        let hole = maps.get(&id).and_then(|map| map.holes.iter().find(|hole| meets(hole)));
+        hold!(hole.is_none(), "{inode} at {at} refers to {id} at {off}, a hole: {hole:?}");
+    }
+    for (id, _) in all::<Punching>(read)? {
+        hold!(maps.contains_key(&id), "{id} is being punched and has no holes");
+    }
+    for (id, _) in all::<Garbage>(read)? {
+        let stored = matches!(state(&id), ChunkState::Open | ChunkState::Sealed);
+        hold!(stored, "{id} has garbage and is {:?}", state(&id));
+    }
+    Ok(())
 }
 
 /// The reverse index is exactly the extents; each lies within what commits vouch for.
