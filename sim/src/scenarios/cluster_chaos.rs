@@ -54,7 +54,16 @@ pub const SCENARIO: Scenario = Scenario {
         "fault: request lost",
         "fault: reply lost",
     ],
-    run: |seed| Box::pin(run(seed)),
+    run: |seed| Box::pin(run(seed, None)),
+};
+
+pub const LONG: Scenario = Scenario {
+    name: "cluster_long",
+    about: "cluster_chaos for a minute of simulated time and more",
+    seeds: 2,
+    must_count: &[stats::OPERATIONS, stats::FSYNCS, "blocks checked", "O6 chunks checked"],
+    run: |seed| Box::pin(run(seed, Some(60_000))),
+    ..SCENARIO
 };
 
 /// Blocks of the longest file.
@@ -65,8 +74,9 @@ const OPEN_MAX: usize = 4;
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
-async fn run(seed: u64) {
-    work(options(seed)).await;
+async fn run(seed: u64, chaos_ms: Option<u64>) {
+    let drawn = options(seed);
+    work(Options { chaos_ms: chaos_ms.unwrap_or(drawn.chaos_ms), ..drawn }).await;
 }
 
 /// Half of the runs with copies, a few of them single; erasure coding where there are enough servers.

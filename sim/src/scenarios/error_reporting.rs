@@ -1,8 +1,10 @@
 //! A mount writes through several descriptions of one file and then loses what it needs to write back: its
-//! session (it is frozen for longer than that lives) or all chunkservers, for longer than an operation may take.
+//! session (it is frozen for longer than that lives) or all chunkservers, for longer than an operation may
+//! take; or, in the scenario `fsync_errors`, every disk fails the fsync.
 //!
-//! Checked: O11; an fsync without chunkservers does not succeed; what an fsync vouches for afterwards, another
-//! mount reads. Not checked: failures of single chunkservers, which nobody needs to be told of.
+//! Checked: O11; an fsync without chunkservers, or whose every fdatasync failed, does not succeed; a disk that
+//! failed one sees no other until its server starts again; what an fsync vouches for, another mount reads, also
+//! after later failures. Not checked: failures of single chunkservers, which nobody needs to be told of.
 
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
@@ -14,6 +16,7 @@ use crate::world::{NodeContext, Options, Role, World};
 use mooseng::client::{Client, ClientConfig, Handle, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
+use mooseng::limits::Limits;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -29,11 +32,48 @@ pub const SCENARIO: Scenario = Scenario {
         "sessions lost with dirty data",
         "write-backs without servers",
     ],
-    run: |seed| Box::pin(run(seed)),
+    run: |seed| Box::pin(run(seed, Loses::SessionOrServers)),
 };
 
-/// Files of one run.
-const FILES: u64 = 4;
+pub const FSYNC_ERRORS: Scenario = Scenario {
+    name: "fsync_errors",
+    about: "every disk fails an fsync: told once, the disk stays out of use, nothing acknowledged is lost",
+    seeds: 4,
+    limit: Duration::from_secs(4000),
+    must_count: &[
+        "O11 calls checked",
+        "O11 failures told",
+        "fsyncs that failed on every disk",
+        "fault: EIO on fsync",
+    ],
+    run: |seed| Box::pin(run(seed, Loses::Disks)),
+};
+
+/// What a run takes away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Loses {
+    SessionOrServers,
+    Disks,
+}
+
+impl Loses {
+    /// Files of one run.
+    fn files(self) -> u64 {
+        match self {
+            Loses::SessionOrServers => 4,
+            Loses::Disks => 25,
+        }
+    }
+
+    /// Bounds of the mount. With failing disks it gives up soon: nothing else is waited for.
+    fn limits(self, of: &Limits) -> Limits {
+        match self {
+            Loses::SessionOrServers => of.clone(),
+            Loses::Disks => Limits { operation_deadline: Duration::from_secs(10), ..of.clone() },
+        }
+    }
+}
+
 const READ_WRITE: i32 = 2;
 
 /// What the mount wants of the world.
@@ -41,7 +81,7 @@ const NOTHING: u8 = 0;
 const FREEZE: u8 = 1;
 const OVER: u8 = 2;
 
-async fn run(seed: u64) {
+async fn run(seed: u64, loses: Loses) {
     let masters = if seed.is_multiple_of(2) { 1 } else { 3 };
     let drawn = Options { masters, chunkservers: 3, parity: 1, tiny: true, ..Options::draw(seed) };
     let world = World::new(drawn.calm());
@@ -53,12 +93,17 @@ async fn run(seed: u64) {
     mount(&world, 1, move |context, config| {
         let asks = asks.clone();
         Box::pin(async move {
+            let config = ClientConfig { limits: Arc::new(loses.limits(&config.limits)), ..config };
             let client = connect(&context, &config).await;
             let rng = Rng::new(seed).fork("files");
-            let world = context.world.clone();
-            let mut writer = Writer { context, config, client, rng, world, wish: asks };
-            for number in 0..FILES {
+            let (world, vouched) = (context.world.clone(), Vec::new());
+            let mut writer =
+                Writer { context, config, client, rng, world, wish: asks, loses, vouched };
+            for number in 0..loses.files() {
                 writer.file(number).await;
+            }
+            for (name, bytes) in &writer.vouched {
+                writer.compare(name, bytes).await;
             }
             writer.wish.store(OVER, Ordering::Relaxed);
             std::future::pending().await
@@ -74,7 +119,7 @@ async fn run(seed: u64) {
                 wish.store(NOTHING, Ordering::Relaxed);
                 world.resume("c1");
             }
-            OVER => return,
+            OVER => return world.count_disk_faults(),
             _ => {}
         }
     }
@@ -88,6 +133,9 @@ struct Writer {
     rng: Rng,
     world: Weak<World>,
     wish: Arc<AtomicU8>,
+    loses: Loses,
+    /// Files and what an fsync vouched for in them.
+    vouched: Vec<(String, Vec<u8>)>,
 }
 
 struct Open {
@@ -114,9 +162,10 @@ impl Writer {
         }
         let len = self.rng.range(20_000, 60_000) as usize;
         let bytes = vec![number as u8 + 1; len];
-        match self.rng.chance(1, 2) {
-            true => self.lose_session(&mut open, &bytes).await,
-            false => self.lose_servers(&mut open, &bytes).await,
+        match (self.loses, self.rng.chance(1, 2)) {
+            (Loses::Disks, _) => self.fail_disks(&mut open, &bytes).await,
+            (_, true) => self.lose_session(&mut open, &bytes).await,
+            (_, false) => self.lose_servers(&mut open, &bytes).await,
         }
         self.rng.shuffle(&mut open);
         for one in &mut open {
@@ -129,6 +178,7 @@ impl Writer {
         self.must("write", written);
         self.ask(&mut late).await;
         self.compare(&name, &bytes).await;
+        self.vouched.push((name, bytes));
         for one in open.into_iter().chain([late]) {
             self.client.release(one.handle).await;
         }
@@ -186,19 +236,53 @@ impl Writer {
         }
         stats::count("write-backs without servers");
         open[0].told.answered("fsync", outcome, self.failed());
-        for name in &servers {
-            world.restart(name).await;
+        self.recovers(&world, &mut open[0], bytes).await;
+    }
+
+    /// Servers that are down start again, and an fsync brings to them what was written before.
+    async fn recovers(&mut self, world: &Arc<World>, open: &mut Open, bytes: &[u8]) {
+        for name in world.names(Role::Chunkserver) {
+            world.restart(&name).await;
         }
         for _ in 0..600 {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let outcome = self.client.fsync(open[0].handle, false).await;
-            open[0].told.answered("fsync", outcome, self.failed());
+            let outcome = self.client.fsync(open.handle, false).await;
+            open.told.answered("fsync", outcome, self.failed());
             if outcome.is_ok() {
                 let name = format!("f{}", bytes[0] - 1);
                 return self.compare(&name, bytes).await;
             }
         }
         stuck("O7", "no fsync succeeds within 600 s of the servers' return");
+    }
+
+    /// Written; then the next fdatasync of every disk fails, once. Asked again it would succeed, with the
+    /// bytes gone: no disk may be asked again.
+    async fn fail_disks(&mut self, open: &mut [Open], bytes: &[u8]) {
+        let world = self.world.upgrade().expect("the world outlives its machines");
+        let servers = world.names(Role::Chunkserver);
+        let disks: Vec<_> = servers.iter().map(|name| world.disks(name)[0].clone()).collect();
+        let written = self.client.write(open[0].handle, 0, bytes.to_vec().into()).await;
+        self.must("write", written);
+        disks.iter().for_each(|disk| disk.set_faults(|faults| faults.next_sync_eio = 1));
+        let outcome = self.client.fsync(open[0].handle, false).await;
+        if outcome.is_ok() {
+            violation("O11", "an fsync succeeds although it failed on every disk");
+        }
+        stats::count("fsyncs that failed on every disk");
+        open[0].told.answered("fsync", outcome, self.failed());
+        let mut struck = disks.clone();
+        struck.retain(|disk| disk.faults().next_sync_eio == 0);
+        let before: Vec<u64> = struck.iter().map(|disk| disk.counters().syncs).collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if struck.iter().map(|disk| disk.counters().syncs).ne(before) {
+            violation("O11", "a disk whose fsync failed is synced again");
+        }
+        for (name, disk) in servers.iter().zip(&disks) {
+            disk.set_faults(|faults| faults.next_sync_eio = 0);
+            world.kill(name);
+        }
+        self.recovers(&world, &mut open[0], bytes).await;
     }
 
     /// Another mount reads what an fsync has vouched for.

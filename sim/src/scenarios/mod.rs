@@ -36,6 +36,8 @@ pub const ALL: &[Scenario] = &[
     small_raft::SCENARIO,
     single_fault::SCENARIO,
     error_reporting::SCENARIO,
+    error_reporting::FSYNC_ERRORS,
+    cluster_chaos::LONG,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,
