@@ -40,6 +40,8 @@ pub(crate) struct Soft {
 pub(crate) struct Cursors {
     /// Per server whose replicas must move: the next chunk.
     pub(crate) leaving: BTreeMap<ServerId, u64>,
+    /// The next chunk with a replica found bad.
+    pub(crate) bad: u64,
     /// The next degraded chunk.
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
@@ -99,6 +101,15 @@ impl Beat {
 }
 
 impl Soft {
+    /// So many chunks with replicas found bad; goes on where it stopped, so that those that can not be repaired
+    /// keep nobody else waiting.
+    pub(crate) fn some_bad(&mut self, most: usize) -> Vec<u64> {
+        let found: Vec<u64> =
+            self.bad.range(self.cursors.bad..).take(most).map(|(id, _)| *id).collect();
+        self.cursors.bad = found.last().filter(|_| found.len() == most).map_or(0, |id| id + 1);
+        found
+    }
+
     /// So many chunks whose seal is to be told again; goes on where it stopped.
     pub(crate) fn take_untold(&mut self, most: usize) -> Vec<u64> {
         let found: Vec<u64> =
@@ -147,5 +158,22 @@ impl Soft {
             labels: row.labels.clone(),
             free_bytes: beat.map_or(0, Beat::free_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bad_chunk_has_its_turn() {
+        let mut soft = Soft::default();
+        for chunk in 1..=5 {
+            soft.bad.entry(chunk).or_default().insert((chunk, 0));
+        }
+        assert_eq!(soft.some_bad(2), [1, 2]);
+        assert_eq!(soft.some_bad(2), [3, 4], "those before may be beyond repair");
+        assert_eq!(soft.some_bad(2), [5]);
+        assert_eq!(soft.some_bad(9), [1, 2, 3, 4, 5]);
     }
 }

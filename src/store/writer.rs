@@ -18,6 +18,7 @@ enum Job {
     Sync(ReplicaId, u64),
     Seal(ReplicaId, u64),
     Delete(ReplicaId),
+    Review(ReplicaId),
 }
 
 impl Job {
@@ -102,6 +103,11 @@ impl Writer {
     /// [`Store::delete`].
     pub async fn delete(self: &Arc<Writer>, id: ReplicaId) -> Result<(), StoreError> {
         self.submit(Job::Delete(id)).await.map(drop)
+    }
+
+    /// [`Store::review`].
+    pub async fn review(self: &Arc<Writer>, id: ReplicaId) -> Answer {
+        self.submit(Job::Review(id)).await
     }
 
     /// Requests that wait.
@@ -192,6 +198,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
                 Ok(0)
             }
             Job::Seal(id, length) => store.seal(*id, *length),
+            Job::Review(id) => store.review(*id),
             Job::Delete(id) => {
                 to_delete.push(*id);
                 Ok(0)

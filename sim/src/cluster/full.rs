@@ -11,7 +11,7 @@ use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::{Client, ClientConfig};
 use mooseng::erasure::Layout;
-use mooseng::ids::ServerId;
+use mooseng::ids::{NodeId, ServerId};
 use mooseng::master::{self, Master, MasterConfig};
 use mooseng::namespace::tables::{Degraded, Servers};
 use mooseng::pb::ServerState;
@@ -32,6 +32,10 @@ const DISK_BYTES: u64 = 256 << 20;
 pub struct Cluster {
     master_bytes: u64,
     masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
+    /// What each machine last was in the group, whether its process runs or not.
+    members: Arc<Mutex<BTreeMap<String, NodeId>>>,
+    /// By log index: how many masters made a majority from there on.
+    majorities: Arc<Mutex<BTreeMap<u64, usize>>>,
     /// The first master has formatted its disk: an empty one means that it was lost.
     founded: Arc<AtomicBool>,
     /// Oracles that see what the masters apply.
@@ -47,8 +51,8 @@ impl Default for Cluster {
 impl Cluster {
     /// One whose masters have disks of this size.
     pub fn of_small_masters(master_bytes: u64) -> Cluster {
-        let (masters, founded, appliers) = Default::default();
-        Cluster { master_bytes, masters, founded, appliers }
+        let (masters, members, majorities, founded, appliers) = Default::default();
+        Cluster { master_bytes, masters, members, majorities, founded, appliers }
     }
 
     /// Adds the machines of masters and chunkservers.
@@ -151,11 +155,28 @@ impl Cluster {
     fn put(&self, name: &str, node: &Arc<RaftNode>) {
         let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(name.to_owned(), node.clone());
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.insert(name.to_owned(), node.node());
+    }
+
+    /// What this machine was in the group when its process last ran.
+    fn member(&self, name: &str) -> Option<NodeId> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 
     /// How many voters make a majority, as this machine knows its group.
     pub fn majority(&self, name: &str) -> usize {
         self.get(name).map_or(1, |node| voters(&node)) / 2 + 1
+    }
+
+    /// How many voters made a majority when an entry of this index was committed, as far as it was seen: members
+    /// who came later have to catch up first, whatever was promised before them.
+    pub fn majority_at(&self, name: &str, index: u64) -> usize {
+        let since = self.get(name).map_or(0, |node| node.members_since().get());
+        let mut seen = self.majorities.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(since, self.majority(name));
+        let first = seen.range(..=index).next_back().map_or(0, |(since, _)| *since);
+        seen.range(first..).map(|(_, majority)| *majority).min().unwrap_or(1)
     }
 
     /// A leader that serves.
@@ -247,7 +268,7 @@ impl Operator for Hands {
     /// Removes the member that the machine was until some leader has done it.
     fn master_lost(&self, name: &str) {
         (self.lost)(name);
-        let Some(gone) = self.cluster.get(name).map(|node| node.node()) else { return };
+        let Some(gone) = self.cluster.member(name) else { return };
         let (cluster, world) = (self.cluster.clone(), self.world.clone());
         tokio::spawn(async move {
             loop {

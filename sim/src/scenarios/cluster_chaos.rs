@@ -113,8 +113,8 @@ pub(super) async fn work(options: Options) {
 fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) {
     let (watching, lost) = (cluster.clone(), lost.clone());
     // What a master that lost its disk had promised is promised by the others alone.
-    let majority = move |leader: &str| {
-        watching.majority(leader).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
+    let majority = move |leader: &str, index: u64| {
+        watching.majority_at(leader, index).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
     };
     world.frames.watch(Persist::new(world, majority));
     let raft = Raft::new(world);
@@ -181,6 +181,8 @@ pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger
                 }
             }
             *finished.lock().expect("audit") = true;
+            // One that ended would be started again.
+            std::future::pending().await
         })
     });
     for _ in 0..1800 {

@@ -231,12 +231,10 @@ impl Hand {
             DamageKind::SyncEio => faults.next_sync_eio = count,
             _ => faults.next_write_eio = count,
         });
-        let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000));
-        let end = self.end;
+        // Before the world heals: one whose disk is out of use comes back by a restart only.
+        let left = self.end.saturating_sub(trace::now_ns()) / 1_000_000;
+        let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000).min(left));
         later(ms, async move {
-            if trace::now_ns() > end {
-                return;
-            }
             world.kill(&name);
             world.disks(&name)[0].set_faults(|faults| {
                 (faults.next_sync_eio, faults.next_write_eio) = (0, 0);
