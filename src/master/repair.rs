@@ -5,6 +5,7 @@ use super::Shared;
 use super::leader;
 use super::rpc::refusal;
 use super::servers;
+use super::soft::Named;
 use crate::erasure::Layout;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, Generation, ServerId};
@@ -51,12 +52,13 @@ pub(super) fn found_bad(shared: &Shared, replica: &pb::ReplicaId) {
     }
 }
 
-/// A full report did not name a replica that a sealed chunk has on this server.
-pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId) {
+/// A full report named these: a replica that a sealed chunk has on this server and that is not among them is gone.
+pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId, named: &Named) {
     if chunk.state() != pb::ChunkState::Sealed || shard_len(chunk, 0) == 0 {
         return;
     }
-    for replica in chunk.replicas.iter().filter(|r| r.server == server.get()) {
+    let here = chunk.replicas.iter().filter(|r| r.server == server.get());
+    for replica in here.filter(|r| !named.contains(&(chunk.id, r.r#gen, r.shard))) {
         crate::mark!("replica missing from a full report");
         found_bad(shared, &replica_id(chunk, replica));
     }

@@ -54,11 +54,15 @@ pub(crate) struct Cursors {
     pub(crate) doomed: (ServerId, ChunkId, Generation),
 }
 
-/// Full reports under way: per server, the round and the chunks named so far.
+/// Full reports under way: per server, the round and the replicas named so far.
 #[derive(Default)]
 pub(crate) struct Reports {
-    rounds: BTreeMap<ServerId, (Round, BTreeSet<u64>)>,
+    rounds: BTreeMap<ServerId, (Round, Named)>,
 }
+
+/// Replicas by chunk, generation and shard: a server may have another one of the same chunk, which a repair left
+/// unfinished.
+pub(crate) type Named = BTreeSet<(u64, u64, u32)>;
 
 /// (boot incarnation, report number) of a full report.
 pub(crate) type Round = (u64, u64);
@@ -71,16 +75,16 @@ impl Reports {
         round: Round,
         first: bool,
         last: bool,
-        chunks: impl Iterator<Item = u64>,
-    ) -> Option<BTreeSet<u64>> {
+        replicas: impl Iterator<Item = (u64, u64, u32)>,
+    ) -> Option<Named> {
         if first {
-            self.rounds.insert(server, (round, BTreeSet::new()));
+            self.rounds.insert(server, (round, Named::new()));
         }
         let (current, present) = self.rounds.get_mut(&server)?;
         if *current != round {
             return None;
         }
-        present.extend(chunks);
+        present.extend(replicas);
         if last { self.rounds.remove(&server).map(|(_, present)| present) } else { None }
     }
 }
