@@ -74,13 +74,14 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
     let view = leader.view();
     let servers = disks(world, &view);
     let mut lengths = BTreeMap::new();
-    let mut chunks = 0;
+    let (mut chunks, mut striped) = (0, 0);
     for row in view.range::<Chunks>(&ChunkId(0), None) {
         let (id, chunk) = row.expect("tables");
         lengths.insert(id.0, chunk.committed_len);
         if chunk.state() != ChunkState::Deleting && chunk.committed_len > 0 {
             one(&chunk, &servers)?;
             chunks += 1;
+            striped += u64::from(chunk.layout.is_some_and(|layout| layout.data > 1));
         }
     }
     for row in view.range::<Extents>(&(InodeId(0), 0), None) {
@@ -93,6 +94,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         }
     }
     stats::add("O6 chunks checked", chunks);
+    stats::add("O6 chunks of k+m checked", striped);
     Ok(())
 }
 

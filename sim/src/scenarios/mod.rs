@@ -1,5 +1,6 @@
 //! What is simulated. Each scenario has a file of its own.
 
+mod append_turns;
 mod cluster_chaos;
 mod damage;
 mod damage_chaos;
@@ -36,6 +37,7 @@ pub const ALL: &[Scenario] = &[
     small_raft::SCENARIO,
     single_fault::SCENARIO,
     error_reporting::SCENARIO,
+    append_turns::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,
