@@ -112,8 +112,14 @@ async fn sync(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
 async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> {
     let question = request.decode::<calls::Read>()?;
     let id = replica(question.replica.as_ref())?;
-    let store = shared.found(id)?.store();
     let (offset, len) = (question.offset, question.len);
+    let writer = shared.found(id)?;
+    let store = writer.store();
+    let status = store.status(id);
+    if status.is_some_and(|s| s.corrupt && s.length < offset.saturating_add(len)) {
+        // What is missing may be readable by now; if not, what is there is the answer.
+        let _ = writer.review(id).await;
+    }
     let mut found = None;
     if len <= INLINE_READ_BYTES {
         found = store.read_resident(id, offset, len)?;
@@ -187,8 +193,9 @@ async fn stat(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
         if question.verify
             && let Some(writer) = shared.writer_of(id)
         {
+            // What they find shows in the status.
+            let _ = writer.review(id).await;
             let store = writer.store().clone();
-            // What it finds shows in the status.
             let _ = seam::blocking(move || store.verify(id)).await;
         }
         let status = shared.writer_of(id).and_then(|writer| writer.store().status(id));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Pause between two rounds of background work.
-const ROUND: Duration = Duration::from_millis(200);
+pub(super) const ROUND: Duration = Duration::from_millis(200);
 
 /// Runs for the life of the master.
 pub(super) async fn lead(shared: Arc<Shared>) {

@@ -2,8 +2,10 @@
 //! missing shards rebuilt and commits each change only after the copy was verified (rule A7).
 
 use super::Shared;
+use super::leader;
 use super::rpc::refusal;
 use super::servers;
+use super::soft::Named;
 use crate::erasure::Layout;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, Generation, ServerId};
@@ -50,12 +52,13 @@ pub(super) fn found_bad(shared: &Shared, replica: &pb::ReplicaId) {
     }
 }
 
-/// A full report did not name a replica that a sealed chunk has on this server.
-pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId) {
+/// A full report named these: a replica that a sealed chunk has on this server and that is not among them is gone.
+pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId, named: &Named) {
     if chunk.state() != pb::ChunkState::Sealed || shard_len(chunk, 0) == 0 {
         return;
     }
-    for replica in chunk.replicas.iter().filter(|r| r.server == server.get()) {
+    let here = chunk.replicas.iter().filter(|r| r.server == server.get());
+    for replica in here.filter(|r| !named.contains(&(chunk.id, r.r#gen, r.shard))) {
         crate::mark!("replica missing from a full report");
         found_bad(shared, &replica_id(chunk, replica));
     }
@@ -92,6 +95,20 @@ pub(super) fn acquit(shared: &Arc<Shared>, chunk: &pb::Chunk, named: &pb::Replic
             }
         });
     }
+}
+
+/// Too few good replicas answer. One that was found bad may have been its disk's trouble of a moment: now and then
+/// its server reads one of them through again.
+fn try_again(shared: &Arc<Shared>, chunk: &pb::Chunk, bad: &BTreeSet<(u64, u32)>) {
+    let rounds = shared.limits.server_dead.as_millis() / leader::ROUND.as_millis();
+    let named: Vec<&pb::Replica> =
+        chunk.replicas.iter().filter(|r| bad.contains(&(r.r#gen, r.shard))).collect();
+    let rounds = u64::try_from(rounds).unwrap_or(u64::MAX);
+    if named.is_empty() || seam::rng::random_range(0, rounds) > 0 {
+        return;
+    }
+    let at = seam::rng::random_range(0, named.len() as u64) as usize;
+    acquit(shared, chunk, &replica_id(chunk, named[at]));
 }
 
 fn named_by(chunk: &pb::Chunk, generation: u64, shard: u32) -> Option<pb::Replica> {
@@ -217,6 +234,7 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
             Repair::Seal => seal(shared, &chunk).await?,
             Repair::Blocked => {
                 crate::mark!("repair blocked");
+                try_again(shared, &chunk, &bad);
             }
             Repair::Rebuild { shard, old, target, sources } => {
                 start_rebuild(shared, chunk, shard, old, target, sources);
@@ -241,7 +259,7 @@ fn work(
 ) -> Result<BTreeSet<u64>, TableError> {
     let view = shared.raft.view();
     let mut soft = shared.soft();
-    let mut chunks: BTreeSet<u64> = soft.bad.keys().take(SCAN_CHUNKS).copied().collect();
+    let mut chunks: BTreeSet<u64> = soft.some_bad(SCAN_CHUNKS).into_iter().collect();
     let from = soft.cursors.degraded;
     soft.cursors.degraded = 0;
     for row in view.range::<Degraded>(&ChunkId(from), None).take(SCAN_CHUNKS) {

@@ -239,8 +239,9 @@ pub(super) async fn report(
     let round = (request.incarnation, request.report);
     let complete = {
         let mut soft = shared.soft();
-        let chunks = request.replicas.iter().filter_map(|s| s.replica.as_ref()).map(|r| r.chunk);
-        soft.reports.page(server, round, request.first, request.last, chunks)
+        let named = request.replicas.iter().filter_map(|state| state.replica.as_ref());
+        let named = named.map(|r| (r.chunk, r.r#gen, r.shard));
+        soft.reports.page(server, round, request.first, request.last, named)
     };
     if let Some(present) = complete {
         for row in view.range::<ServerChunks>(
@@ -248,11 +249,8 @@ pub(super) async fn report(
             Some(&(ServerId(server.get() + 1), ChunkId(0))),
         ) {
             let ((_, id), _) = row.map_err(fatal)?;
-            if present.contains(&id.get()) {
-                continue;
-            }
             let Some(chunk) = view.get::<Chunks>(&id).map_err(fatal)? else { continue };
-            repair::found_missing(shared, &chunk, server);
+            repair::found_missing(shared, &chunk, server, &present);
         }
     }
     Ok(Outgoing::new::<calls::Report>(&pb::ReportReply { errno: 0 }))

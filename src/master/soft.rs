@@ -40,6 +40,8 @@ pub(crate) struct Soft {
 pub(crate) struct Cursors {
     /// Per server whose replicas must move: the next chunk.
     pub(crate) leaving: BTreeMap<ServerId, u64>,
+    /// The next chunk with a replica found bad.
+    pub(crate) bad: u64,
     /// The next degraded chunk.
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
@@ -56,11 +58,15 @@ pub(crate) struct Cursors {
     pub(crate) doomed: (ServerId, ChunkId, Generation),
 }
 
-/// Full reports under way: per server, the round and the chunks named so far.
+/// Full reports under way: per server, the round and the replicas named so far.
 #[derive(Default)]
 pub(crate) struct Reports {
-    rounds: BTreeMap<ServerId, (Round, BTreeSet<u64>)>,
+    rounds: BTreeMap<ServerId, (Round, Named)>,
 }
+
+/// Replicas by chunk, generation and shard: a server may have another one of the same chunk, which a repair left
+/// unfinished.
+pub(crate) type Named = BTreeSet<(u64, u64, u32)>;
 
 /// (boot incarnation, report number) of a full report.
 pub(crate) type Round = (u64, u64);
@@ -73,16 +79,16 @@ impl Reports {
         round: Round,
         first: bool,
         last: bool,
-        chunks: impl Iterator<Item = u64>,
-    ) -> Option<BTreeSet<u64>> {
+        replicas: impl Iterator<Item = (u64, u64, u32)>,
+    ) -> Option<Named> {
         if first {
-            self.rounds.insert(server, (round, BTreeSet::new()));
+            self.rounds.insert(server, (round, Named::new()));
         }
         let (current, present) = self.rounds.get_mut(&server)?;
         if *current != round {
             return None;
         }
-        present.extend(chunks);
+        present.extend(replicas);
         if last { self.rounds.remove(&server).map(|(_, present)| present) } else { None }
     }
 }
@@ -103,6 +109,15 @@ impl Beat {
 }
 
 impl Soft {
+    /// So many chunks with replicas found bad; goes on where it stopped, so that those that can not be repaired
+    /// keep nobody else waiting.
+    pub(crate) fn some_bad(&mut self, most: usize) -> Vec<u64> {
+        let found: Vec<u64> =
+            self.bad.range(self.cursors.bad..).take(most).map(|(id, _)| *id).collect();
+        self.cursors.bad = found.last().filter(|_| found.len() == most).map_or(0, |id| id + 1);
+        found
+    }
+
     /// So many chunks whose seal is to be told again; goes on where it stopped.
     pub(crate) fn take_untold(&mut self, most: usize) -> Vec<u64> {
         let found: Vec<u64> =
@@ -151,5 +166,22 @@ impl Soft {
             labels: row.labels.clone(),
             free_bytes: beat.map_or(0, Beat::free_bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bad_chunk_has_its_turn() {
+        let mut soft = Soft::default();
+        for chunk in 1..=5 {
+            soft.bad.entry(chunk).or_default().insert((chunk, 0));
+        }
+        assert_eq!(soft.some_bad(2), [1, 2]);
+        assert_eq!(soft.some_bad(2), [3, 4], "those before may be beyond repair");
+        assert_eq!(soft.some_bad(2), [5]);
+        assert_eq!(soft.some_bad(9), [1, 2, 3, 4, 5]);
     }
 }

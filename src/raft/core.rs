@@ -96,6 +96,12 @@ impl<M: Machine> Core<M> {
         membership.nodes().map(member).collect()
     }
 
+    /// The log index from which the current membership counts.
+    pub fn members_since(&self) -> LogIndex {
+        let config = self.raft.metrics().borrow().membership_config.clone();
+        LogIndex(config.log_id().map_or(0, |id| id.index + 1))
+    }
+
     /// Proposes and waits until it is applied.
     pub async fn propose(&self, proposal: pb::Proposal) -> Result<Done, ProposeError> {
         if !self.is_leader() {

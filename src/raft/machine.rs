@@ -66,6 +66,8 @@ pub struct Applied<'a> {
     pub index: LogIndex,
     /// The state hash after it.
     pub hash: u64,
+    /// Index of the entry that made the membership; 0 before the first.
+    pub members_since: LogIndex,
     /// What it was.
     pub what: Taken<'a>,
 }
@@ -179,7 +181,9 @@ impl<M: Machine> Shared<M> {
         if let (Some(observe), Some(last)) = (&self.observe, &inner.last) {
             let (term, index) = (Term(last.leader_id.term), LogIndex(last.index + 1));
             let leader = NodeId(last.leader_id.node_id);
-            observe(&Applied { term, leader, index, hash: inner.machine.db().hash(), what });
+            let hash = inner.machine.db().hash();
+            let since = LogIndex(inner.members.log_id().map_or(0, |id| id.index + 1));
+            observe(&Applied { term, leader, index, hash, members_since: since, what });
         }
     }
 

@@ -287,6 +287,11 @@ impl<M: Machine> RaftNode<M> {
         self.core.members()
     }
 
+    /// The log index from which these members count.
+    pub fn members_since(&self) -> LogIndex {
+        self.core.members_since()
+    }
+
     /// Takes a new master in: registers it in the log and replicates to it; it becomes a voter when it has
     /// caught up. Leader only. The same incarnation gets the same id.
     pub async fn add_master(

@@ -3,7 +3,7 @@
 use super::format::{
     self, BLOCK, BUILD_ENDING, CHUNKS, HEADER_BYTES, HeaderError, Recorded, ReplicaId,
 };
-use super::replica::{Progress, Replica};
+use super::replica::{Fault, Progress, Replica};
 use super::superblock::{Claimed, DiskError};
 use super::{Load, Status, StoreError, is_full};
 use crate::checksum::block_crc;
@@ -95,24 +95,12 @@ impl Store {
             return Ok(true);
         }
         let Some(id) = ReplicaId::from_file_name(dir, file) else { return Ok(false) };
-        let found = examine(&**self.disk(), id).map_err(|error| {
-            let why = match error {
-                ExamineError::Version(v) => format!("format version {v} is not known"),
-                ExamineError::Io(error) => error.to_string(),
-            };
+        let progress = self.look(id).map_err(|error| {
+            let why = error.to_string();
             DiskError::new(&**self.disk(), &id.path(), &why, "use the program that wrote it")
         })?;
-        let mut progress = found.progress();
-        match self.recover(id, &found) {
-            Ok(()) => progress.recorded = progress.length,
-            Err(error) => {
-                // What is on the disk is served; nothing new is accepted.
-                let _ = self.fence("recovery", &error);
-                progress.durable = progress.recorded;
-            }
-        }
         let replica = Replica::new(id, progress);
-        if progress.corrupt {
+        if progress.corrupt() {
             mark!("store: damaged replica found at start");
             self.note_bad(&replica);
         }
@@ -120,26 +108,71 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes what was found durable, so that from here on length and durable length are one.
-    fn recover(&self, id: ReplicaId, found: &Found) -> io::Result<()> {
+    /// What a replica's file holds, made durable.
+    fn look(&self, id: ReplicaId) -> Result<Progress, ExamineError> {
+        let found = examine(&**self.disk(), id)?;
+        let mut progress = found.progress();
+        match self.recover(id, &found) {
+            Ok(true) => progress.recorded = progress.length,
+            Ok(false) => {
+                progress.durable = progress.recorded;
+                if !progress.corrupt() {
+                    progress.fault = Fault::Unread;
+                }
+            }
+            Err(error) => {
+                // What is on the disk is served; nothing new is accepted.
+                let _ = self.fence("recovery", &error);
+                progress.durable = progress.recorded;
+            }
+        }
+        Ok(progress)
+    }
+
+    /// Looks again at a replica whose end could not be read when it was opened: what can be read by now counts.
+    /// Nothing happens to others. Called by the [`Writer`](super::Writer).
+    pub fn review(&self, id: ReplicaId) -> Result<u64, StoreError> {
+        self.usable()?;
+        let replica = self.found(id)?;
+        if replica.progress().fault == Fault::Unread {
+            let looked = self.look(id).map_err(|error| {
+                StoreError::Read(format!("{}/{}: {error}", self.describe(), id.path()))
+            })?;
+            if !looked.corrupt() {
+                mark!("store: end of a replica read later");
+                self.lock_bad().remove(&id);
+            }
+            replica.update(|progress| *progress = looked);
+        }
+        Ok(replica.progress().length)
+    }
+
+    /// Makes what was found durable, so that from here on length and durable length are one. Of a damaged one
+    /// nothing is changed (false): its end may be there and only not be readable now.
+    fn recover(&self, id: ReplicaId, found: &Found) -> io::Result<bool> {
+        if found.fault != Fault::None {
+            return Ok(false);
+        }
         let end = id.data_start() + found.length;
         let rest = found.file_len > end || found.table_end > found.length;
         if found.sealed {
-            if rest && !found.corrupt {
+            if rest {
                 self.disk().open(&id.path(), OpenMode::Write)?.set_len(end)?;
             }
-            return Ok(());
+            return Ok(true);
         }
         if rest || found.damaged_header || found.length > found.recorded {
             mark!("store: unsynced tail recovered");
             let file = self.disk().open(&id.path(), OpenMode::Write)?;
-            if rest && !found.corrupt {
+            if rest {
                 mark!("store: tail cut at the first bad block");
                 file.set_len(end)?;
                 let stale = found.table_end.saturating_sub(found.length);
                 file.write_at(id.crc_at(found.length), &vec![0; (stale / BLOCK * 4) as usize])?;
             }
-            rewrite_tail(&*file, id, found)?;
+            if !rewrite_tail(&*file, id, found)? {
+                return Ok(false);
+            }
             file.sync_data()?;
             let recorded = Recorded { synced: found.length, sealed: false };
             file.write_at(0, &format::encode_header(id, recorded))?;
@@ -147,7 +180,7 @@ impl Store {
         if found.recorded == 0 {
             self.disk().sync_dir(&id.dir())?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The disk, for what lies beside the replicas.
@@ -222,7 +255,11 @@ impl Store {
     }
 
     pub(super) fn note_bad(&self, replica: &Replica) {
-        replica.update(|progress| progress.corrupt = true);
+        replica.update(|progress| {
+            if progress.fault == Fault::None {
+                progress.fault = Fault::Seen;
+            }
+        });
         self.lock_bad().insert(replica.id);
     }
 
@@ -278,20 +315,23 @@ impl Store {
 }
 
 /// Writes the blocks beyond the recorded length again, byte for byte: after a failed sync the kernel keeps
-/// them in memory as if they were on the disk, and a later sync of them would promise nothing.
-fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result<()> {
+/// them in memory as if they were on the disk, and a later sync of them would promise nothing. False if they can
+/// not be read again.
+fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result<bool> {
     let mut at = found.recorded;
     while at < found.length {
         let len = (found.length - at).min(PIECE_BYTES as u64);
         let mut piece = vec![0; len as usize];
-        file.read_exact_at(id.data_start() + at, &mut piece)?;
-        file.write_at(id.data_start() + at, &piece)?;
         let mut crcs = vec![0; (len / BLOCK * 4) as usize];
-        file.read_exact_at(id.crc_at(at), &mut crcs)?;
+        let read = file.read_exact_at(id.data_start() + at, &mut piece);
+        if read.and_then(|()| file.read_exact_at(id.crc_at(at), &mut crcs)).is_err() {
+            return Ok(false);
+        }
+        file.write_at(id.data_start() + at, &piece)?;
         file.write_at(id.crc_at(at), &crcs)?;
         at += len;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What a replica's file turned out to hold; nothing was changed.
@@ -299,7 +339,7 @@ pub(super) struct Found {
     pub length: u64,
     recorded: u64,
     sealed: bool,
-    corrupt: bool,
+    fault: Fault,
     damaged_header: bool,
     file_len: u64,
     /// Length that the last used entry of the CRC table stands for.
@@ -314,17 +354,20 @@ impl Found {
             recorded: self.recorded,
             sealed: self.sealed,
             named: true,
-            corrupt: self.corrupt,
+            fault: self.fault,
             prewritten: 0,
         }
     }
 }
 
 /// Why a file could not be judged.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum ExamineError {
     /// The disk failed on the file itself (not on bytes in it).
+    #[error("{0}")]
     Io(io::Error),
     /// A version that this program does not know.
+    #[error("format version {0} is not known")]
     Version(u16),
 }
 
@@ -346,12 +389,12 @@ pub(super) fn examine(disk: &dyn Disk, id: ReplicaId) -> Result<Found, ExamineEr
         length: synced.min(whole),
         recorded: synced.min(whole),
         sealed,
-        corrupt: whole < synced,
+        fault: if whole < synced { Fault::Lost } else { Fault::None },
         damaged_header: header.is_none(),
         file_len,
         table_end: 0,
     };
-    if !sealed && !found.corrupt {
+    if !sealed && found.fault == Fault::None {
         verify_tail(&*file, id, whole.min(id.len_max()), &mut found);
     }
     if found.table_end == 0 {
@@ -371,7 +414,12 @@ fn maybe_damaged(id: ReplicaId, header: Option<Recorded>) {
 fn verify_tail(file: &dyn DiskFile, id: ReplicaId, whole: u64, found: &mut Found) {
     let from = found.recorded;
     let mut table = vec![0; ((id.len_max() - from) / BLOCK * 4) as usize];
-    let read = file.read_at(id.crc_at(from), &mut table).unwrap_or(0);
+    // Without the table nobody knows what is there: it is not nothing.
+    let Ok(read) = file.read_at(id.crc_at(from), &mut table) else {
+        mark!("store: CRC table unreadable");
+        found.fault = Fault::Unread;
+        return;
+    };
     let crcs = format::decode_crcs(&table[..read]);
     let used = crcs.iter().rposition(|crc| *crc != 0).map_or(0, |last| last + 1);
     found.table_end = from + used as u64 * BLOCK;
@@ -382,7 +430,7 @@ fn verify_tail(file: &dyn DiskFile, id: ReplicaId, whole: u64, found: &mut Found
         let piece = &mut buffer[..len];
         if file.read_exact_at(id.data_start() + found.length, piece).is_err() {
             mark!("store: unsynced tail unreadable");
-            found.corrupt = true;
+            found.fault = Fault::Unread;
             return;
         }
         for block in piece.chunks(BLOCK as usize) {

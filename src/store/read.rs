@@ -2,7 +2,7 @@
 
 use super::format::{self, BLOCK, ReplicaId};
 use super::open::PIECE_BYTES;
-use super::replica::Replica;
+use super::replica::{Fault, Replica};
 use super::{Store, StoreError};
 use crate::checksum::{block_crc, hole_crc};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
@@ -125,14 +125,28 @@ impl Store {
     }
 
     /// Reads one replica through the kernel and checks every block; the indexes of the bad ones. A bad one
-    /// makes the replica corrupt and puts it on the list of what the master must hear of.
+    /// makes the replica corrupt and puts it on the list of what the master must hear of; if there is none, what
+    /// was wrong before was the disk's trouble of a moment, and the replica is good again.
     pub fn verify(&self, id: ReplicaId) -> Result<Vec<u32>, StoreError> {
         let mut bad = Vec::new();
         let mut at = 0;
         while let Some(next) = self.verify_piece(id, at, &mut bad)? {
             at = next;
         }
+        if bad.is_empty() {
+            self.acquit(id)?;
+        }
         Ok(bad)
+    }
+
+    fn acquit(&self, id: ReplicaId) -> Result<(), StoreError> {
+        let replica = self.found(id)?;
+        if replica.progress().fault == Fault::Seen {
+            mark!("store: doubted replica is good");
+            replica.update(|progress| progress.fault = Fault::None);
+            self.lock_bad().remove(&id);
+        }
+        Ok(())
     }
 
     /// Checks the blocks from `at`, at most 1 MiB of them; where to go on, `None` at the end.

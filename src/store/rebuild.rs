@@ -3,7 +3,7 @@
 
 use super::format::{self, BLOCK, Recorded, ReplicaId};
 use super::open::PIECE_BYTES;
-use super::replica::{Progress, Replica};
+use super::replica::{Fault, Progress, Replica};
 use super::{Store, StoreError};
 use crate::checksum::{block_crc, block_crcs, hole_crc};
 use crate::mark;
@@ -106,7 +106,7 @@ impl Build {
             recorded: length,
             sealed: true,
             named: true,
-            corrupt: false,
+            fault: Fault::None,
             prewritten: 0,
         };
         let before = store.lock_replicas().insert(id, Replica::new(id, progress));

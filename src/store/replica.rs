@@ -6,6 +6,21 @@ use crate::seam::{DiskFile, OpenMode};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What is known to be wrong with a replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// A block could not be read, or did not match its CRC. The disk may have failed for a moment only: when all
+    /// blocks are read and match, it is well again.
+    Seen,
+    /// When it was opened its end could not be read: what lies beyond `length` is not known.
+    Unread,
+    /// Bytes that were durable are gone.
+    Lost,
+}
+
 /// How far a replica has come. Only the disk's writer changes it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
@@ -19,13 +34,22 @@ pub(super) struct Progress {
     pub sealed: bool,
     /// The name in its directory is durable.
     pub named: bool,
-    /// A block does not match its CRC, or bytes that were durable are gone.
-    pub corrupt: bool,
+    /// What is wrong with it.
+    pub fault: Fault,
     /// The file has blocks up to here, written as zeros where nothing was appended yet.
     pub prewritten: u64,
 }
 
 impl Progress {
+    pub fn corrupt(&self) -> bool {
+        self.fault != Fault::None
+    }
+
+    /// What its file holds beyond the length is not known, or is less than was promised: hands off.
+    pub fn unknown(&self) -> bool {
+        matches!(self.fault, Fault::Unread | Fault::Lost)
+    }
+
     pub fn clean(&self) -> bool {
         self.named && self.durable == self.length
     }
@@ -65,7 +89,7 @@ impl Replica {
             length: now.length,
             durable: if now.named { now.durable } else { 0 },
             sealed: now.sealed,
-            corrupt: now.corrupt,
+            corrupt: now.corrupt(),
         }
     }
 }

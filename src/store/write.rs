@@ -107,7 +107,7 @@ impl Store {
             None => return Err(StoreError::NoSuchReplica(append.id)),
         };
         let now = replica.progress();
-        if now.corrupt {
+        if now.corrupt() {
             return Err(StoreError::Corrupt(format!("replica {} is damaged", append.id)));
         }
         if now.sealed || append.offset != now.length {
@@ -339,7 +339,7 @@ impl Store {
         let asked = length.min(id.len_max()).next_multiple_of(BLOCK);
         // M25: sealed where it happens to end.
         let asked = if bug!(M25) { now.length } else { asked };
-        if now.length < asked || now.corrupt {
+        if now.length < asked || now.corrupt() {
             return Err(StoreError::NotDurable { id, length: now.length, wanted: length });
         }
         if now.sealed {
@@ -396,7 +396,8 @@ impl Store {
         let all: Vec<Arc<Replica>> = self.lock_replicas().values().cloned().collect();
         for replica in all {
             let now = replica.progress();
-            if now.clean() && now.recorded == now.length && now.prewritten <= now.length {
+            let recorded = now.clean() && now.recorded == now.length;
+            if (recorded && now.prewritten <= now.length) || now.unknown() {
                 continue;
             }
             self.sync(&[replica.id]).swap_remove(0)?;

@@ -20,6 +20,7 @@ enum Job {
     Seal(ReplicaId, u64),
     Punch(ReplicaId, Vec<Range<u64>>),
     Delete(ReplicaId),
+    Review(ReplicaId),
 }
 
 impl Job {
@@ -115,6 +116,11 @@ impl Writer {
         self.submit(Job::Delete(id)).await.map(drop)
     }
 
+    /// [`Store::review`].
+    pub async fn review(self: &Arc<Writer>, id: ReplicaId) -> Answer {
+        self.submit(Job::Review(id)).await
+    }
+
     /// Requests that wait.
     pub fn pending(&self) -> usize {
         self.lock().waiting.len()
@@ -204,6 +210,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
             }
             Job::Seal(id, length) => store.seal(*id, *length),
             Job::Punch(id, holes) => store.punch(*id, holes).map(|()| 0),
+            Job::Review(id) => store.review(*id),
             Job::Delete(id) => {
                 to_delete.push(*id);
                 Ok(0)

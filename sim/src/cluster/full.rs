@@ -11,10 +11,10 @@ use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::{Client, ClientConfig};
 use mooseng::erasure::Layout;
-use mooseng::ids::ServerId;
+use mooseng::ids::{ChunkId, NodeId, ServerId};
 use mooseng::master::{self, Master, MasterConfig};
-use mooseng::namespace::tables::{Degraded, Servers};
-use mooseng::pb::ServerState;
+use mooseng::namespace::tables::{Degraded, ServerChunks, Servers};
+use mooseng::pb::{self, ServerState};
 use mooseng::raft::RaftNode;
 use mooseng::tables::Read;
 use std::collections::BTreeMap;
@@ -32,6 +32,12 @@ const DISK_BYTES: u64 = 256 << 20;
 pub struct Cluster {
     master_bytes: u64,
     masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
+    /// What each machine last was in the group, whether its process runs or not.
+    members: Arc<Mutex<BTreeMap<String, NodeId>>>,
+    /// By log index: how many masters made a majority from there on.
+    majorities: Arc<Mutex<BTreeMap<u64, usize>>>,
+    /// The chunkserver that is being drained.
+    drained: Arc<Mutex<Option<ServerId>>>,
     /// The first master has formatted its disk: an empty one means that it was lost.
     founded: Arc<AtomicBool>,
     /// Oracles that see what the masters apply.
@@ -47,8 +53,8 @@ impl Default for Cluster {
 impl Cluster {
     /// One whose masters have disks of this size.
     pub fn of_small_masters(master_bytes: u64) -> Cluster {
-        let (masters, founded, appliers) = Default::default();
-        Cluster { master_bytes, masters, founded, appliers }
+        let (masters, members, majorities, drained, founded, appliers) = Default::default();
+        Cluster { master_bytes, masters, members, majorities, drained, founded, appliers }
     }
 
     /// Adds the machines of masters and chunkservers.
@@ -151,11 +157,28 @@ impl Cluster {
     fn put(&self, name: &str, node: &Arc<RaftNode>) {
         let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(name.to_owned(), node.clone());
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.insert(name.to_owned(), node.node());
+    }
+
+    /// What this machine was in the group when its process last ran.
+    fn member(&self, name: &str) -> Option<NodeId> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 
     /// How many voters make a majority, as this machine knows its group.
     pub fn majority(&self, name: &str) -> usize {
         self.get(name).map_or(1, |node| voters(&node)) / 2 + 1
+    }
+
+    /// How many voters made a majority when an entry of this index was committed, as far as it was seen: members
+    /// who came later have to catch up first, whatever was promised before them.
+    pub fn majority_at(&self, name: &str, index: u64) -> usize {
+        let since = self.get(name).map_or(0, |node| node.members_since().get());
+        let mut seen = self.majorities.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(since, self.majority(name));
+        let first = seen.range(..=index).next_back().map_or(0, |(since, _)| *since);
+        seen.range(first..).map(|(_, majority)| *majority).min().unwrap_or(1)
     }
 
     /// A leader that serves.
@@ -188,6 +211,52 @@ impl Cluster {
             }
         }
         stuck("O7", "the cluster does not form within 90 s");
+    }
+
+    /// Begins to empty a chunkserver.
+    async fn drain(&self, world: &World, number: u32) {
+        let address = format!("{}:{CHUNK_PORT}", chunkserver_ip(number));
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let Some(leader) = self.leader(world) else { continue };
+            let view = leader.view();
+            let rows = view.range::<Servers>(&ServerId(0), None);
+            let rows = rows.map(|row| row.expect("tables").1);
+            let found = rows
+                .filter(|row| row.address == address)
+                .find(|row| matches!(row.state(), ServerState::Active | ServerState::Draining));
+            let Some(row) = found else { return };
+            *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = Some(ServerId(row.id));
+            if row.state() == ServerState::Draining {
+                trace::line("world", &format!("s{number} is being drained"));
+                return;
+            }
+            set_state(&leader, ServerId(row.id), ServerState::Draining).await;
+        }
+    }
+
+    /// O7: after healing, a server that is drained gets empty; it is put back to use then.
+    pub async fn empties(&self, world: &World) {
+        let drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(server) = drained else { return };
+        let mut left = 0;
+        for _ in 0..600 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let Some(leader) = self.leader(world) else { continue };
+            let view = leader.view();
+            // One that was declared dead meanwhile is drained no more.
+            let row = view.get::<Servers>(&server).expect("tables");
+            if row.is_none_or(|row| row.state() != ServerState::Draining) {
+                return;
+            }
+            let (from, to) = ((server, ChunkId(0)), (ServerId(server.0 + 1), ChunkId(0)));
+            left = view.range::<ServerChunks>(&from, Some(&to)).count();
+            if left == 0 {
+                stats::count("chunkservers emptied");
+                set_state(&leader, server, ServerState::Active).await;
+            }
+        }
+        stuck("O7", format!("{server} is drained and has {left} chunks 60 s after healing"));
     }
 
     /// O7: after healing, all masters have applied the same, and every chunk is whole again.
@@ -231,8 +300,10 @@ pub struct Hands {
     pub cluster: Cluster,
     /// Its machines.
     pub world: Arc<World>,
-    /// Told of each master that lost its disk.
+    /// Told of each master that lost its log.
     pub lost: Box<dyn Fn(&str) + Send + Sync>,
+    /// Told of each master that got another disk.
+    pub replaced: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Operator for Hands {
@@ -244,10 +315,20 @@ impl Operator for Hands {
         self.cluster.add_server(&self.world, number);
     }
 
-    /// Removes the member that the machine was until some leader has done it.
+    fn drain(&self, name: &str) {
+        let number = name.trim_start_matches('s').parse().expect("s1, s2, ...");
+        let (cluster, world) = (self.cluster.clone(), self.world.clone());
+        tokio::spawn(async move { cluster.drain(&world, number).await });
+    }
+
     fn master_lost(&self, name: &str) {
         (self.lost)(name);
-        let Some(gone) = self.cluster.get(name).map(|node| node.node()) else { return };
+    }
+
+    /// Removes the member that the machine was until some leader has done it.
+    fn master_replaced(&self, name: &str) {
+        (self.replaced)(name);
+        let Some(gone) = self.cluster.member(name) else { return };
         let (cluster, world) = (self.cluster.clone(), self.world.clone());
         tokio::spawn(async move {
             loop {
@@ -261,6 +342,14 @@ impl Operator for Hands {
                 }
             }
         });
+    }
+}
+
+async fn set_state(leader: &RaftNode, server: ServerId, state: ServerState) {
+    let command = pb::ServerStateCmd { server: server.0, state: state as i32 };
+    let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::ServerState(command)) };
+    if let Err(error) = leader.propose(proposal).await {
+        trace::line("world", &format!("{server} is not {state:?}: {error}"));
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Faults {
     pub next_sync_eio: u32,
     /// Writes to misdirect.
     pub next_misdirect: u32,
+    /// Reads that give what is elsewhere in the file, and report success.
+    pub next_misread: u32,
 }
 
 /// What was done and injected.
@@ -62,6 +64,8 @@ pub struct Counters {
     pub slow: u64,
     /// Injected: misdirected writes.
     pub misdirected: u64,
+    /// Injected: reads of what is elsewhere.
+    pub misread: u64,
     /// Injected: rotten bytes.
     pub rotten: u64,
     /// Power losses.
@@ -142,6 +146,16 @@ impl State {
         *next = next.saturating_sub(1);
         *count += u64::from(hit);
         hit
+    }
+
+    /// Where in a file of `length` bytes a read of `len` bytes at `from` really reads.
+    pub(super) fn read_from(&mut self, from: usize, len: usize, length: usize) -> usize {
+        if self.faults.next_misread == 0 || len == 0 {
+            return from;
+        }
+        self.faults.next_misread -= 1;
+        self.counters.misread += 1;
+        self.rng.index(length - len + 1) / super::SECTOR * super::SECTOR
     }
 
     pub(super) fn report(&mut self, event: &Event<'_>) {

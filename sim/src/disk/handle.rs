@@ -386,10 +386,11 @@ impl DiskFile for OpenFile {
         if state.strikes(Fault::Read) {
             return Err(os(EIO));
         }
-        let written = state.content(self.number).written();
-        let from = written.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-        let to = written.len().min(from.saturating_add(len));
-        Ok(Bytes::copy_from_slice(&written[from..to]))
+        let length = state.content(self.number).written().len();
+        let from = length.min(usize::try_from(offset).unwrap_or(usize::MAX));
+        let len = length.min(from.saturating_add(len)) - from;
+        let from = state.read_from(from, len, length);
+        Ok(Bytes::copy_from_slice(&state.content(self.number).written()[from..from + len]))
     }
 
     fn read_resident(&self, offset: u64, len: usize) -> Option<Bytes> {

@@ -94,6 +94,18 @@ impl SimDisk {
         copy
     }
 
+    /// A copy that holds nothing but this file.
+    pub fn with_only(&self, path: &str, seed: u64) -> Arc<SimDisk> {
+        let copy = self.duplicate(seed);
+        {
+            let mut state = copy.state();
+            state.names.keep_only(path);
+            let named = state.names.files();
+            state.files.retain(|number, _| named.contains(number));
+        }
+        copy
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

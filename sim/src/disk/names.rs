@@ -68,6 +68,13 @@ impl Names {
         self.pending.push(change);
     }
 
+    /// Forgets all other names, durably.
+    pub fn keep_only(&mut self, path: &str) {
+        self.written.retain(|name, _| name == path);
+        self.durable.retain(|name, _| name == path);
+        self.pending.clear();
+    }
+
     /// Written names in a directory.
     pub fn list(&self, dir: &str) -> Vec<String> {
         children(&self.written, dir)

@@ -80,7 +80,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
     let view = leader.view();
     let servers = disks(world, &view);
     let mut lengths = BTreeMap::new();
-    let mut chunks = 0;
+    let (mut chunks, mut striped) = (0, 0);
     for row in view.range::<Chunks>(&ChunkId(0), None) {
         let (id, chunk) = row.expect("tables");
         lengths.insert(id.0, chunk.committed_len);
@@ -88,6 +88,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
             let holes = view.get::<Holes>(&id).expect("tables").unwrap_or_default();
             one(&chunk, &holes.holes, &servers)?;
             chunks += 1;
+            striped += u64::from(chunk.layout.is_some_and(|layout| layout.data > 1));
         }
     }
     wasted(&view)?;
@@ -101,6 +102,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         }
     }
     stats::add("O6 chunks checked", chunks);
+    stats::add("O6 chunks of k+m checked", striped);
     Ok(())
 }
 

@@ -31,14 +31,14 @@ pub struct Persist {
     /// By receiving machine and request: the log position that accepting it promises.
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
     /// How many masters must have an entry.
-    majority: Box<dyn Fn(&str) -> usize + Send + Sync>,
+    majority: Box<dyn Fn(&str, u64) -> usize + Send + Sync>,
 }
 
 impl Persist {
-    /// `majority` tells for a leading machine how many voters make a majority of its group.
+    /// `majority` tells for a leading machine and a log index how many voters make a majority of its group.
     pub fn new(
         world: &Arc<World>,
-        majority: impl Fn(&str) -> usize + Send + Sync + 'static,
+        majority: impl Fn(&str, u64) -> usize + Send + Sync + 'static,
     ) -> Persist {
         let world = Arc::downgrade(world);
         Persist { world, appends: Mutex::default(), majority: Box::new(majority) }
@@ -114,7 +114,8 @@ impl Persist {
             log.is_some_and(|log| holds_index(&log, reply.index, reply.term))
         };
         let masters = world.names(Role::Master);
-        let (have, need) = (masters.iter().filter(have).count(), (self.majority)(node));
+        let (have, need) =
+            (masters.iter().filter(have).count(), (self.majority)(node, reply.index));
         stats::count("O13 commits checked");
         if have < need {
             violation(

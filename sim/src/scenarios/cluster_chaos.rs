@@ -23,6 +23,7 @@ use crate::{stats, trace};
 use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
+use mooseng::limits::CELL_BYTES;
 use mooseng::namespace;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -66,8 +67,28 @@ pub const LONG: Scenario = Scenario {
     ..SCENARIO
 };
 
-/// Blocks of the longest file.
-const BLOCKS_MAX: usize = 160;
+/// Blocks of the longest file and of the longest write.
+#[derive(Clone, Copy)]
+struct Sizes {
+    file: usize,
+    write: usize,
+    /// Whether reads forget what is cached now and then, so that they reach the servers.
+    drops_caches: bool,
+}
+
+impl Sizes {
+    /// Small ones; with erasure coding many that fill whole stripes, as only those are erasure-coded.
+    fn of(options: &Options) -> Sizes {
+        match options.data as usize {
+            1 => Sizes { file: 160, write: 80, drops_caches: false },
+            data => {
+                let stripe = data * CELL_BYTES / BLOCK;
+                Sizes { file: 2 * stripe + 160, write: 2 * stripe, drops_caches: true }
+            }
+        }
+    }
+}
+
 /// Open files of one client.
 const OPEN_MAX: usize = 4;
 /// Open flags.
@@ -94,7 +115,7 @@ pub(super) async fn work(options: Options) {
     let world = World::new(options);
     let cluster = Cluster::default();
     let lost = Arc::new(AtomicUsize::new(0));
-    watch(&world, &cluster, &lost);
+    let raft = watch(&world, &cluster, &lost);
     cluster.form(&world).await;
     let (ledger, calm) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
     add_clients(&world, &ledger, &calm);
@@ -104,6 +125,7 @@ pub(super) async fn work(options: Options) {
         cluster: cluster.clone(),
         world: world.clone(),
         lost: Box::new(move |_| _ = lost.fetch_add(1, Ordering::Relaxed)),
+        replaced: Box::new(move |name| raft.forget(name)),
     };
     tokio::spawn(damage(world.clone(), Arc::new(operator), time));
     chaos(world.clone(), Budget::of(&world), time).await;
@@ -111,6 +133,7 @@ pub(super) async fn work(options: Options) {
     serves_again().await;
     calm.store(true, Ordering::Relaxed);
     audit(&world, &cluster, &ledger).await;
+    cluster.empties(&world).await;
     for name in world.names(Role::Client) {
         world.kill(&name);
     }
@@ -121,23 +144,25 @@ pub(super) async fn work(options: Options) {
 }
 
 /// The oracles that watch; `lost` counts masters that lost their disk.
-fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) {
+fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) -> Raft {
     let (watching, lost) = (cluster.clone(), lost.clone());
     // What a master that lost its disk had promised is promised by the others alone.
-    let majority = move |leader: &str| {
-        watching.majority(leader).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
+    let majority = move |leader: &str, index: u64| {
+        watching.majority_at(leader, index).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
     };
     world.frames.watch(Persist::new(world, majority));
     let raft = Raft::new(world);
     world.frames.watch(raft.clone());
-    cluster.appliers.add(Arc::new(raft));
+    cluster.appliers.add(Arc::new(raft.clone()));
     cluster.add(world);
     world.frames.watch(PersistChunks::new(world).sparing(victims(world)));
+    raft
 }
 
 fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
     for number in 1..=world.options.clients {
         let (ledger, calm, seed) = (ledger.clone(), calm.clone(), world.options.seed);
+        let sizes = Sizes::of(&world.options);
         mount(world, number, move |context, config| {
             let (ledger, calm) = (ledger.clone(), calm.clone());
             Box::pin(async move {
@@ -146,8 +171,18 @@ fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
                 let (open, held, files, failures) = (vec![], vec![], 0, 0);
-                let worker =
-                    Worker { context, client, ledger, calm, rng, open, held, files, failures };
+                let worker = Worker {
+                    context,
+                    client,
+                    ledger,
+                    calm,
+                    rng,
+                    sizes,
+                    open,
+                    held,
+                    files,
+                    failures,
+                };
                 worker.run().await
             })
         });
@@ -181,19 +216,22 @@ pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger
     let done = Arc::new(Mutex::new(false));
     let (ledger, finished) = (ledger.clone(), done.clone());
     let (own, cluster) = (Arc::downgrade(world), cluster.clone());
+    let blocks_max = Sizes::of(&world.options).file;
     mount(world, 100, move |context, config| {
         let (ledger, finished) = (ledger.clone(), finished.clone());
         let (own, cluster) = (own.clone(), cluster.clone());
         Box::pin(async move {
             let client = connect(&context, &config).await;
             for name in ledger.names() {
-                if let Err(errno) = audit_file(&client, &ledger, &name).await {
+                if let Err(errno) = audit_file(&client, &ledger, &name, blocks_max).await {
                     let world = own.upgrade().expect("the world outlives its machines");
                     let chunks = chunks::diagnosis(&world, &cluster);
                     violation("O3", format!("audit: {name} can not be read: {errno:?}; {chunks}"));
                 }
             }
             *finished.lock().expect("audit") = true;
+            // One that ended would be started again.
+            std::future::pending().await
         })
     });
     for _ in 0..1800 {
@@ -205,7 +243,12 @@ pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger
     stuck("O7", "the audit does not end within 180 s of healing");
 }
 
-async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) -> Result<(), Errno> {
+async fn audit_file(
+    client: &Arc<Client>,
+    ledger: &Ledger,
+    name: &str,
+    blocks_max: usize,
+) -> Result<(), Errno> {
     // A directory read ahead may be as old as the entries' time to live.
     client.drop_caches();
     let (floors, before) = (ledger.floors(name), ledger.existence(name));
@@ -219,24 +262,24 @@ async fn audit_file(client: &Arc<Client>, ledger: &Ledger, name: &str) -> Result
         Err(errno) => violation("O7", format!("audit: lookup of {name}: {errno:?}")),
     }
     let attr = found?;
-    let bytes = read_whole(client, InodeId(attr.inode)).await?;
+    let mut bytes = read_whole(client, InodeId(attr.inode), blocks_max).await?;
     stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
     if (bytes.len() as u64) < attr.size {
         violation("O2", format!("audit: {name} of {} bytes ends at {}", attr.size, bytes.len()));
     }
-    ledger.check("audit", name, 0, &padded(bytes), &floors, false);
+    // Nothing lies beyond the end: as zeros, which no floor accepts.
+    bytes.resize(bytes.len().max(blocks_max * BLOCK), 0);
+    ledger.check("audit", name, 0, &bytes, &floors, false);
     Ok(())
 }
 
-/// Nothing lies beyond the end: as zeros, which no floor accepts.
-fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
-    bytes.resize(bytes.len().max(BLOCKS_MAX * BLOCK), 0);
-    bytes
-}
-
-async fn read_whole(client: &Arc<Client>, inode: InodeId) -> Result<Vec<u8>, Errno> {
+async fn read_whole(
+    client: &Arc<Client>,
+    inode: InodeId,
+    blocks_max: usize,
+) -> Result<Vec<u8>, Errno> {
     let handle = client.open(inode, READ_ONLY).await?;
-    let read = client.read(handle, 0, BLOCKS_MAX * BLOCK).await;
+    let read = client.read(handle, 0, blocks_max * BLOCK).await;
     client.release(handle).await;
     Ok(read?.concat())
 }
@@ -261,6 +304,7 @@ struct Worker {
     ledger: Ledger,
     calm: Arc<AtomicBool>,
     rng: Rng,
+    sizes: Sizes,
     open: Vec<Open>,
     held: Vec<Held>,
     files: u32,
@@ -330,9 +374,9 @@ impl Worker {
         let (name, _, handle) = self.pick();
         let count = match self.rng.chance(2, 3) {
             true => self.rng.range(1, 6),
-            false => self.rng.range(6, 80),
+            false => self.rng.range(6, self.sizes.write as u64),
         } as usize;
-        let first = self.rng.index(BLOCKS_MAX - count);
+        let first = self.rng.index(self.sizes.file - count);
         let bytes = self.ledger.write(&name, first, count);
         let written = self.client.write(handle, (first * BLOCK) as u64, bytes.into()).await;
         self.heed(&name, written.map(drop))
@@ -361,8 +405,8 @@ impl Worker {
     async fn read_own(&mut self) -> Result<(), Errno> {
         let (name, _, handle) = self.pick();
         let floors = self.ledger.floors(&name);
-        let first = self.rng.index(BLOCKS_MAX);
-        let count = self.rng.range(1, (BLOCKS_MAX - first) as u64 + 1) as usize;
+        let first = self.rng.index(self.sizes.file);
+        let count = self.rng.range(1, (self.sizes.file - first) as u64 + 1) as usize;
         let read = self.client.read(handle, (first * BLOCK) as u64, count * BLOCK).await;
         let bytes = match read {
             Ok(pieces) => pieces.concat(),
@@ -385,6 +429,9 @@ impl Worker {
     async fn read_other(&mut self) -> Result<(), Errno> {
         let names = self.ledger.names();
         let name = self.rng.pick(&names).clone();
+        if self.sizes.drops_caches && self.rng.chance(1, 2) {
+            self.client.drop_caches();
+        }
         let floors = self.ledger.floors(&name);
         let existed = self.ledger.exists(&name);
         let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
@@ -393,7 +440,7 @@ impl Worker {
             Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno),
         };
-        match read_whole(&self.client, InodeId(attr.inode)).await {
+        match read_whole(&self.client, InodeId(attr.inode), self.sizes.file).await {
             Ok(bytes) => {
                 stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
                 self.ledger.check(&self.context.name, &name, 0, &bytes, &floors, false);
@@ -432,8 +479,8 @@ impl Worker {
         }
         let at = self.rng.index(self.held.len());
         let held = &self.held[at];
-        let first = self.rng.index(BLOCKS_MAX);
-        let count = self.rng.range(1, (BLOCKS_MAX - first) as u64 + 1) as usize;
+        let first = self.rng.index(self.sizes.file);
+        let count = self.rng.range(1, (self.sizes.file - first) as u64 + 1) as usize;
         match self.client.read(held.handle, (first * BLOCK) as u64, count * BLOCK).await {
             Ok(pieces) => {
                 let bytes = pieces.concat();

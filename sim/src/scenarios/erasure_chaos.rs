@@ -1,5 +1,5 @@
-//! [`super::cluster_chaos`] with erasure-coded files only, and one chunkserver more than a stripe is wide: reads
-//! are degraded whenever one is away.
+//! [`super::cluster_chaos`] with erasure-coded files only, and one chunkserver more than a stripe is wide: clients
+//! write whole stripes, forget what they have cached, and read degraded whenever a server is away.
 //!
 //! Checked and not checked: as there.
 
@@ -13,12 +13,13 @@ use std::time::Duration;
 pub const SCENARIO: Scenario = Scenario {
     name: "erasure_chaos",
     about: "a whole cluster stores erasure-coded files through kills, power losses and partitions",
-    seeds: 0,
+    seeds: 40,
     limit: Duration::from_secs(600),
     must_count: &[
         stats::OPERATIONS,
         stats::FSYNCS,
         "blocks checked",
+        "O6 chunks of k+m checked",
         "degraded read",
         "fault: kill",
         "fault: power loss",

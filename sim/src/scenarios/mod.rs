@@ -1,5 +1,6 @@
 //! What is simulated. Each scenario has a file of its own.
 
+mod append_turns;
 mod cluster_chaos;
 mod damage;
 mod damage_chaos;
@@ -38,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     error_reporting::SCENARIO,
     error_reporting::FSYNC_ERRORS,
     cluster_chaos::LONG,
+    append_turns::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,

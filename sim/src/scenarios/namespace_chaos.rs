@@ -105,7 +105,7 @@ async fn run(seed: u64) {
     let world = World::new(Options { parity: 0, chunkservers, clients, ..drawn });
     let (cluster, oracle) = (Cluster::default(), Namespace::default());
     let watching = cluster.clone();
-    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
+    world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));
     world.frames.watch(oracle.clone());
     let raft = Raft::new(&world);
     world.frames.watch(raft.clone());

@@ -65,7 +65,7 @@ async fn run(seed: u64) {
     let world = World::new(Options { parity: 1, ..Options::draw(seed) });
     let masters = Masters::default();
     let watching = masters.clone();
-    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
+    world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));
     masters.add(&world);
     masters.form(&world).await;
     let ledger: Ledger = Arc::default();

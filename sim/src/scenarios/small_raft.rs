@@ -86,7 +86,7 @@ async fn run(seed: u64) {
     let world = World::new(Options { seed, ..calm });
     let masters = Masters::default();
     let watching = masters.clone();
-    world.frames.watch(Persist::new(&world, move |leader| watching.majority(leader)));
+    world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));
     let raft = Raft::new(&world);
     world.frames.watch(raft.clone());
     masters.appliers.add(Arc::new(raft));

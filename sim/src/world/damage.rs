@@ -54,11 +54,19 @@ pub enum DamageKind {
     AddMaster,
     /// A chunkserver joins.
     AddServer,
+    /// A chunkserver's next reads give what is elsewhere in their file.
+    Misread,
+    /// A master comes back with nothing but its superblock, and is replaced when it has refused to start.
+    BareMaster,
+    /// A chunkserver is drained: its replicas move to others.
+    Drain,
+    /// A chunkserver is away for so long that it is declared dead, and comes back.
+    LongAway,
 }
 
 impl DamageKind {
     /// All of them.
-    pub const ALL: [DamageKind; 15] = [
+    pub const ALL: [DamageKind; 19] = [
         DamageKind::BlackHole,
         DamageKind::HalfOpen,
         DamageKind::SyncEio,
@@ -74,6 +82,10 @@ impl DamageKind {
         DamageKind::LoseMaster,
         DamageKind::AddMaster,
         DamageKind::AddServer,
+        DamageKind::Misread,
+        DamageKind::BareMaster,
+        DamageKind::Drain,
+        DamageKind::LongAway,
     ];
 
     /// The counter that shows that it was injected.
@@ -94,6 +106,10 @@ impl DamageKind {
             DamageKind::LoseMaster => "damage: master wiped",
             DamageKind::AddMaster => "damage: master added",
             DamageKind::AddServer => "damage: chunkserver added",
+            DamageKind::Misread => "damage: misdirected reads",
+            DamageKind::BareMaster => "damage: master lost its log",
+            DamageKind::Drain => "damage: chunkserver drained",
+            DamageKind::LongAway => "damage: chunkserver long away",
         }
     }
 }
@@ -126,8 +142,12 @@ pub trait Operator: Send + Sync + 'static {
     fn add_master(&self, number: u32);
     /// A chunkserver of this number joins.
     fn add_server(&self, number: u32);
-    /// This master has lost its disk: the member it was must go.
+    /// This master's log is gone, and with it all that it promised.
     fn master_lost(&self, name: &str);
+    /// This master starts anew with another disk: the member it was must go.
+    fn master_replaced(&self, name: &str);
+    /// This chunkserver is to be emptied.
+    fn drain(&self, name: &str);
 }
 
 /// Chunkservers that may lose what they hold: of those that were there from the beginning, so that it is the
@@ -146,7 +166,12 @@ pub async fn damage(world: Arc<World>, operator: Arc<dyn Operator>, time: Durati
     let (rng, victims) = (world.rng("damage"), victims(&world));
     trace::line("world", &format!("may lose what they hold: {}", victims.join(",")));
     let end = trace::now_ns() + time.as_nanos() as u64;
-    let once = vec![DamageKind::LoseMaster, DamageKind::AddMaster, DamageKind::AddServer];
+    let once = vec![
+        DamageKind::LoseMaster,
+        DamageKind::AddMaster,
+        DamageKind::AddServer,
+        DamageKind::Drain,
+    ];
     let mut hand = Hand { world, operator, rng, victims, old: None, once, end };
     for number in 1.. {
         // Each step has its own numbers, so that it does the same when another is left out.
@@ -192,7 +217,11 @@ impl Hand {
             DamageKind::Misdirect => self.misdirect(),
             DamageKind::LoseDisk | DamageKind::OldDisk => self.other_disk(kind),
             DamageKind::Freeze => self.freeze(),
-            DamageKind::LoseMaster => self.lose_master(),
+            DamageKind::LoseMaster => self.lose_master(false),
+            DamageKind::BareMaster => self.lose_master(true),
+            DamageKind::Misread => self.misread(),
+            DamageKind::Drain => self.drain(),
+            DamageKind::LongAway => self.long_away(),
             DamageKind::AddMaster | DamageKind::AddServer => self.add(kind),
         }
     }
@@ -231,12 +260,10 @@ impl Hand {
             DamageKind::SyncEio => faults.next_sync_eio = count,
             _ => faults.next_write_eio = count,
         });
-        let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000));
-        let end = self.end;
+        // Before the world heals: one whose disk is out of use comes back by a restart only.
+        let left = self.end.saturating_sub(trace::now_ns()) / 1_000_000;
+        let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000).min(left));
         later(ms, async move {
-            if trace::now_ns() > end {
-                return;
-            }
             world.kill(&name);
             world.disks(&name)[0].set_faults(|faults| {
                 (faults.next_sync_eio, faults.next_write_eio) = (0, 0);
@@ -365,7 +392,8 @@ impl Hand {
         self.once.len() < before
     }
 
-    fn lose_master(&mut self) -> bool {
+    /// One in all runs of both kinds: it is all that the budget allows.
+    fn lose_master(&mut self, bare: bool) -> bool {
         let masters = self.world.names(Role::Master);
         let all_up = masters.iter().all(|name| self.world.power(name) == Power::Up);
         if masters.len() < 3 || !all_up || !self.first_time(DamageKind::LoseMaster) {
@@ -373,10 +401,58 @@ impl Hand {
         }
         let (name, seed) = (self.rng.pick(&masters).clone(), self.rng.u64());
         self.world.power_loss(&name);
-        let new = SimDisk::new(&format!("{name} new"), DISK_BYTES, seed);
-        self.world.replace_disk(&name, 0, new);
         self.operator.master_lost(&name);
-        self.back_later(name, 3_000);
+        if bare {
+            let rest = self.disk(&name).with_only("superblock", seed);
+            self.world.replace_disk(&name, 0, rest);
+            self.back_later(name.clone(), 500);
+        }
+        let new = SimDisk::new(&format!("{name} new"), DISK_BYTES, seed);
+        let (world, operator) = (self.world.clone(), self.operator.clone());
+        let left = self.end.saturating_sub(trace::now_ns()) / 1_000_000;
+        let seen_ms = if bare { self.rng.range(1_000, 5_000).min(left) } else { 0 };
+        let back_ms = self.rng.range(50, 3_000);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(seen_ms)).await;
+            world.power_loss(&name);
+            world.replace_disk(&name, 0, new);
+            operator.master_replaced(&name);
+            tokio::time::sleep(Duration::from_millis(back_ms)).await;
+            world.restart(&name).await;
+        });
+        true
+    }
+
+    fn misread(&mut self) -> bool {
+        let victims = self.victims.clone();
+        let Some(name) = self.one_up(&victims) else { return false };
+        let count = self.rng.range(1, 6) as u32;
+        trace::say(trace::Kind::Disk, &name, &format!("{count} reads give what is elsewhere"));
+        self.disk(&name).set_faults(|faults| faults.next_misread = count);
+        true
+    }
+
+    fn long_away(&mut self) -> bool {
+        let servers = self.world.names(Role::Chunkserver);
+        let away = servers.iter().filter(|name| self.world.power(name) != Power::Up).count();
+        let Some(name) = self.one_up(&servers) else { return false };
+        if away >= (self.world.options.parity as usize).max(1) {
+            return false;
+        }
+        self.world.kill(&name);
+        let dead_ms = self.world.limits().server_dead.as_millis() as u64;
+        let (world, ms) = (self.world.clone(), dead_ms + self.rng.range(500, 4_000));
+        later(ms, async move { world.restart(&name).await });
+        true
+    }
+
+    fn drain(&mut self) -> bool {
+        let servers = self.world.names(Role::Chunkserver);
+        if !self.first_time(DamageKind::Drain) {
+            return false;
+        }
+        let name = self.rng.pick(&servers).clone();
+        self.operator.drain(&name);
         true
     }
 

@@ -181,23 +181,27 @@ impl World {
     /// Starts the machine's process again; one that runs is left alone.
     pub async fn restart(&self, name: &str) {
         let node = self.node(name);
-        match node.power() {
-            Power::Up | Power::Paused => return,
-            // One that ended by itself may have left tasks behind, which end with their process.
-            Power::Down => {
-                self.handle.kill(node.id());
-                tokio::time::sleep(SETTLE).await;
+        loop {
+            let power = node.power();
+            if matches!(power, Power::Up | Power::Paused) {
+                return;
             }
-            Power::Off => {
+            if power == Power::Off {
                 self.handle.resume(node.id());
-                self.handle.kill(node.id());
-                tokio::time::sleep(SETTLE).await;
+            }
+            // One that ended by itself may have left tasks behind, which end with their process.
+            self.handle.kill(node.id());
+            tokio::time::sleep(SETTLE).await;
+            if node.power() != power {
+                // Meanwhile it lost power, or somebody else has started it.
+                continue;
+            }
+            if power == Power::Off {
                 NetSim::current().unclog_node(node.id());
                 clocks::reboot(node.id(), self.rng(&format!("{name} boots")).below(1 << 50));
             }
-        }
-        if matches!(node.power(), Power::Down | Power::Off) {
             self.handle.restart(node.id());
+            return;
         }
     }
 
@@ -277,6 +281,7 @@ impl World {
                 stats::add("fault: EIO on fsync", counters.sync_eio);
                 stats::add("fault: no space", counters.enospc);
                 stats::add("fault: misdirected write", counters.misdirected);
+                stats::add("fault: misdirected read", counters.misread);
                 stats::add("fault: bytes rotted", counters.rotten);
             }
         }

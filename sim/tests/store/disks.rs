@@ -5,6 +5,7 @@ use mooseng::ids::{ServerId, Uuid};
 use mooseng::seam::OpenMode;
 use mooseng::store::Assembled;
 use mooseng_sim::disk::Outcome;
+use mooseng_sim::rng::Ratio;
 
 #[test]
 fn a_failed_sync_takes_the_disk_out_of_use() {
@@ -152,6 +153,55 @@ fn a_replica_that_lost_synced_bytes_is_reported() {
     assert_eq!((status.length, status.corrupt), (3 * BLOCK, true));
     assert_eq!(store.take_bad(), [id]);
     assert!(store.seal(id, 5 * BLOCK).is_err());
+}
+
+#[test]
+fn an_end_that_can_not_be_read_at_the_start_is_not_cut_off() {
+    let _turn = alone();
+    let (mut later, mut at_once) = (0, 0);
+    for seed in 0..60 {
+        let disk = SimDisk::new("store", 64 << 20, seed);
+        let (store, id) = (open(&disk, 1).expect("an empty disk"), copy_id(5));
+        put(&store, id, 0, 5 * BLOCK_BYTES).expect("appended");
+        sync(&store, id).expect("synced");
+        drop(store);
+        disk.set_faults(|faults| faults.read_eio = Ratio::one_in(3));
+        // A start that can not read its superblock is refused, and tried again.
+        let store = (2..200).find_map(|incarnation| open(&disk, incarnation).ok());
+        let store = store.expect("not every read fails");
+        disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
+        if store.status(id).expect("there").corrupt {
+            later += 1;
+            assert!(put(&store, id, 5 * BLOCK, 9).is_err(), "nobody knows where it ends");
+        } else {
+            at_once += 1;
+        }
+        assert_eq!(store.review(id), Ok(5 * BLOCK));
+        assert_eq!(store.verify(id), Ok(vec![]));
+        assert!(!store.status(id).expect("there").corrupt);
+        assert!(store.take_bad().is_empty());
+        check_bytes(&store, id, 5 * BLOCK);
+        put(&store, id, 5 * BLOCK, 9).expect("appended");
+    }
+    assert!(later > 5 && at_once > 5, "{later} {at_once}");
+}
+
+#[test]
+fn an_error_of_a_moment_is_forgiven_after_every_block_was_read() {
+    let _turn = alone();
+    let disk = SimDisk::new("store", 64 << 20, 5);
+    let (store, id) = (open(&disk, 1).expect("an empty disk"), copy_id(5));
+    put(&store, id, 0, 5 * BLOCK_BYTES).expect("appended");
+    store.seal(id, 5 * BLOCK).expect("sealed");
+    disk.set_faults(|faults| faults.next_read_eio = 1);
+    store.read(id, 0, 9).expect_err("EIO");
+    assert!(store.status(id).expect("there").corrupt);
+    assert_eq!(store.verify(id), Ok(vec![]));
+    assert!(!store.status(id).expect("there").corrupt && store.take_bad().is_empty());
+    disk.rot(&path_of(id), DATA_START + 9, 1);
+    assert_eq!(store.verify(id), Ok(vec![0]));
+    assert_eq!(store.verify(id), Ok(vec![0]));
+    assert!(store.status(id).expect("there").corrupt, "rot stays");
 }
 
 #[test]
