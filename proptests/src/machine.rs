@@ -161,18 +161,7 @@ impl Machine {
 
     fn stat(&self, attr: &pb::Attr) -> FsOut {
         let ino = self.inos.iter().find(|(_, real)| **real == attr.inode);
-        FsOut::Stat(Stat {
-            ino: *ino.expect("a known inode").0,
-            kind: attr.kind(),
-            mode: attr.mode,
-            nlink: attr.nlink,
-            uid: attr.uid,
-            gid: attr.gid,
-            size: attr.size,
-            atime: attr.atime_ns,
-            mtime: attr.mtime_ns,
-            ctime: attr.ctime_ns,
-        })
+        FsOut::Stat(Stat::of(*ino.expect("a known inode").0, attr))
     }
 
     /// Runs one operation as `client` (calls on a handle: as its owner).

@@ -1,5 +1,6 @@
 //! Operations as the client offers them, and their results.
 
+use mooseng::pb::Attr;
 pub use mooseng::pb::FileKind as Kind;
 
 /// A model inode number. Whoever drives a real filesystem keeps the map to its numbers.
@@ -141,4 +142,32 @@ pub struct Stat {
     pub atime: i64,
     pub mtime: i64,
     pub ctime: i64,
+}
+
+impl Stat {
+    /// What `attr` shows, under the number `ino`.
+    pub fn of(ino: Ino, attr: &Attr) -> Stat {
+        Stat {
+            ino,
+            kind: attr.kind(),
+            mode: attr.mode,
+            nlink: attr.nlink,
+            uid: attr.uid,
+            gid: attr.gid,
+            size: attr.size,
+            atime: attr.atime_ns,
+            mtime: attr.mtime_ns,
+            ctime: attr.ctime_ns,
+        }
+    }
+}
+
+impl FsOut {
+    /// Without times, where those are another clock's.
+    pub fn timeless(self) -> FsOut {
+        match self {
+            FsOut::Stat(stat) => FsOut::Stat(Stat { atime: 0, mtime: 0, ctime: 0, ..stat }),
+            other => other,
+        }
+    }
 }

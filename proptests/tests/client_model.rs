@@ -161,18 +161,7 @@ impl App {
     /// Times are the leader's and not compared here.
     fn stat(&self, attr: &pb::Attr) -> FsOut {
         let ino = self.inos.iter().find(|(_, real)| **real == attr.inode);
-        FsOut::Stat(Stat {
-            ino: *ino.expect("a known inode").0,
-            kind: attr.kind(),
-            mode: attr.mode,
-            nlink: attr.nlink,
-            uid: attr.uid,
-            gid: attr.gid,
-            size: attr.size,
-            atime: 0,
-            mtime: 0,
-            ctime: 0,
-        })
+        FsOut::Stat(Stat::of(*ino.expect("a known inode").0, attr)).timeless()
     }
 
     fn handle(&self, handle: u64) -> Result<Handle, Errno> {
@@ -315,7 +304,7 @@ impl App {
         for (ino, node) in model.nodes().iter().filter(|(_, node)| node.nlink > 0) {
             let found = self.run(&FsOp::Getattr { ino: *ino }).await;
             let expected = model.clone().apply(&FsOp::Getattr { ino: *ino });
-            assert_eq!(found, expected.map(timeless), "{ino}");
+            assert_eq!(found, expected.map(FsOut::timeless), "{ino}");
             match node.kind {
                 FileKind::Regular => {
                     let handle = self.client.open(self.real(*ino), libc::O_RDONLY).await;
@@ -332,13 +321,6 @@ impl App {
                 _ => {}
             }
         }
-    }
-}
-
-fn timeless(out: FsOut) -> FsOut {
-    match out {
-        FsOut::Stat(stat) => FsOut::Stat(Stat { atime: 0, mtime: 0, ctime: 0, ..stat }),
-        other => other,
     }
 }
 
@@ -378,7 +360,7 @@ async fn run(name: &str, seed: u64, layout: Layout, steps: u32) {
         if kernel_answers(&model, &op) {
             continue;
         }
-        let expected = model.apply(&op).map(timeless);
+        let expected = model.apply(&op).map(FsOut::timeless);
         let found = app.run(&op).await;
         if expected == Err(Errno::ESTALE) && is_last_glimpse(&op, &found) {
             continue;

@@ -283,13 +283,6 @@ fn comparable(model: &ModelFs, op: &FsOp) -> bool {
     }
 }
 
-fn timeless(out: FsOut) -> FsOut {
-    match out {
-        FsOut::Stat(stat) => FsOut::Stat(Stat { atime: 0, mtime: 0, ctime: 0, ..stat }),
-        other => other,
-    }
-}
-
 fn run(seed: u64, steps: u32) {
     let mut draw = SplitMix(seed);
     let mut generator =
@@ -301,7 +294,7 @@ fn run(seed: u64, steps: u32) {
         if !comparable(&model, &op) {
             continue;
         }
-        let expected = model.apply(&op).map(timeless);
+        let expected = model.apply(&op).map(FsOut::timeless);
         if expected == Err(Errno::ESTALE) {
             continue;
         }

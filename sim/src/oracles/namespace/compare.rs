@@ -27,22 +27,6 @@ pub struct Expected {
     pub victim: Option<Expect>,
 }
 
-/// What stat(2) shows of the attributes.
-pub fn stat_of(attr: &pb::Attr) -> Stat {
-    Stat {
-        ino: attr.inode,
-        kind: attr.kind(),
-        mode: attr.mode,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        size: attr.size,
-        atime: attr.atime_ns,
-        mtime: attr.mtime_ns,
-        ctime: attr.ctime_ns,
-    }
-}
-
 /// Whether the answer is what must be answered.
 pub fn agree(expected: &Expected, result: &pb::OpResult) -> Result<(), String> {
     if result.errno != expected.errno {
@@ -57,7 +41,7 @@ pub fn agree(expected: &Expected, result: &pb::OpResult) -> Result<(), String> {
     for (what, expected, attr) in pairs {
         let right = match (expected, attr) {
             (None, None) => true,
-            (Some(Expect::Is(stat)), Some(attr)) => stat_of(attr) == *stat,
+            (Some(Expect::Is(stat)), Some(attr)) => Stat::of(attr.inode, attr) == *stat,
             (Some(Expect::Gone(ino)), Some(attr)) => attr.inode == *ino && attr.nlink == 0,
             _ => false,
         };

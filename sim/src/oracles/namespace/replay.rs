@@ -1,6 +1,6 @@
 //! The committed log replayed through the model filesystem, which shares no code with the state machine.
 
-use super::compare::{Expect, Expected, agree, stat_of};
+use super::compare::{Expect, Expected, agree};
 use crate::oracles::linear::Model;
 use mooseng::errno::Errno;
 use mooseng::pb::op::Op;
@@ -400,7 +400,7 @@ impl Replay {
     }
 
     fn same(&mut self, stat: &Stat, attr: &pb::Attr) -> Result<(), String> {
-        if stat_of(attr) != *stat {
+        if Stat::of(attr.inode, attr) != *stat {
             return Err(format!("answered {attr:?}, must be {stat:?}"));
         }
         self.counts(attr)
@@ -408,7 +408,7 @@ impl Replay {
 
     /// The change counter never falls, and rises with every change of what stat shows.
     fn counts(&mut self, attr: &pb::Attr) -> Result<(), String> {
-        let now = (attr.change, stat_of(attr));
+        let now = (attr.change, Stat::of(attr.inode, attr));
         let Some(before) = self.counters.insert(attr.inode, now) else { return Ok(()) };
         let rises = now.0 > before.0 || (now.0 == before.0 && now.1 == before.1);
         match rises {
