@@ -110,16 +110,20 @@ impl State<'_> {
         Ok(())
     }
 
-    /// Whether the directory `dir` is `top` or below it.
+    /// Whether the directory `dir` is `top` or below it. ELOOP, and no walk without end, where directories hold
+    /// each other.
     fn is_below(&self, mut dir: u64, top: &Side) -> Outcome<bool> {
         let top = top.entry.inode;
-        while dir != top {
+        for _ in 0..=self.counters.inodes {
+            if dir == top {
+                return Ok(true);
+            }
             if dir == ROOT.get() || dir == 0 {
                 return Ok(false);
             }
             dir = self.inode(dir)?.row.parent;
         }
-        Ok(true)
+        Err(Errno::ELOOP.into())
     }
 
     /// Both names stay and change what they name.
