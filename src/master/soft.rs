@@ -46,6 +46,8 @@ pub(crate) struct Cursors {
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
     pub(crate) deleting: u64,
+    /// The next unfinished repair copy.
+    pub(crate) pending: (ChunkId, Generation),
     /// The next chunk whose servers are told again that it is sealed.
     pub(crate) untold: u64,
     /// The next session whose pins are looked at.
