@@ -241,6 +241,7 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
             }
         }
     }
+    give_up_unneeded(shared, &views).await?;
     // After the repairs, which need the same chunks for themselves.
     let untold = shared.soft().take_untold(TELL_CHUNKS);
     tell_all_sealed(shared, &untold.into_iter().map(ChunkId).collect::<Vec<_>>());
@@ -355,6 +356,37 @@ async fn give_up_pending(shared: &Shared, chunk: &pb::Chunk) -> Result<(), Refus
     for replica in stale {
         crate::mark!("unfinished repair copy given up");
         drop_replica(shared, chunk, &replica).await?;
+    }
+    Ok(())
+}
+
+/// Gives up the unfinished copies of chunks that became whole without them: a server came back, or a replica
+/// turned out to be good. Goes on where it stopped.
+async fn give_up_unneeded(
+    shared: &Arc<Shared>,
+    views: &BTreeMap<ServerId, ServerView>,
+) -> Result<(), Refusal> {
+    let fatal = |error: TableError| shared.broken(&error);
+    let view = shared.raft.view();
+    let from = std::mem::take(&mut shared.soft().cursors.pending);
+    let mut chunks = BTreeSet::new();
+    for (at, row) in view.range::<PendingReplicas>(&from, None).take(SCAN_CHUNKS).enumerate() {
+        let ((id, generation), _) = row.map_err(fatal)?;
+        chunks.insert(id);
+        if at + 1 == SCAN_CHUNKS {
+            shared.soft().cursors.pending = (id, Generation(generation.get() + 1));
+        }
+    }
+    for id in chunks {
+        let Some(chunk) = view.get::<Chunks>(&id).map_err(fatal)? else { continue };
+        let bad = known_bad(shared, &chunk);
+        let whole = placement::plan(&chunk, views, &bad, 0) == Repair::Nothing;
+        if whole && enter(shared, chunk.id) {
+            crate::mark!("unfinished repair copy not needed any more");
+            let given_up = give_up_pending(shared, &chunk).await;
+            leave(shared, chunk.id);
+            given_up?;
+        }
     }
     Ok(())
 }

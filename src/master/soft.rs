@@ -46,6 +46,8 @@ pub(crate) struct Cursors {
     pub(crate) degraded: u64,
     /// The next chunk under deletion.
     pub(crate) deleting: u64,
+    /// The next unfinished repair copy.
+    pub(crate) pending: (ChunkId, Generation),
     /// The next chunk whose servers are told again that it is sealed.
     pub(crate) untold: u64,
     /// The next session whose pins are looked at.
@@ -183,5 +185,17 @@ mod tests {
         assert_eq!(soft.some_bad(2), [3, 4], "those before may be beyond repair");
         assert_eq!(soft.some_bad(2), [5]);
         assert_eq!(soft.some_bad(9), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn another_replica_of_a_chunk_does_not_stand_for_the_one_that_is_gone() {
+        let (mut reports, server) = (Reports::default(), ServerId(1));
+        let page = |reports: &mut Reports, first, last, named: &[(u64, u64, u32)]| {
+            reports.page(server, (1, 1), first, last, named.iter().copied())
+        };
+        assert_eq!(page(&mut reports, true, false, &[(5, 9, 0)]), None);
+        let named = page(&mut reports, false, true, &[(6, 7, 1)]).expect("the last page");
+        assert!(named.contains(&(6, 7, 1)) && named.contains(&(5, 9, 0)));
+        assert!(!named.contains(&(5, 7, 0)), "unfinished copies have other generations");
     }
 }

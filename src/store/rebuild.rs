@@ -9,7 +9,7 @@ use crate::checksum::{block_crc, block_crcs, hole_crc};
 use crate::mark;
 use crate::seam::{DiskFile, OpenMode};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// A replica under construction; dropped before [`Build::finish`] it leaves nothing behind.
 pub struct Build {
@@ -29,7 +29,7 @@ impl Store {
         }
         self.check_room(length + id.data_start())?;
         self.ensure_dir(&id.dir())?;
-        if !self.building.lock().is_ok_and(|mut building| building.insert(id)) {
+        if !self.lock_building().insert(id) {
             return Err(StoreError::Busy(self.describe()));
         }
         let opened = self.disk().open(&id.build_path(), OpenMode::Create);
@@ -41,9 +41,16 @@ impl Store {
     }
 
     fn built(&self, id: ReplicaId) {
-        if let Ok(mut building) = self.building.lock() {
-            building.remove(&id);
-        }
+        self.lock_building().remove(&id);
+    }
+
+    fn lock_building(&self) -> MutexGuard<'_, BTreeSet<ReplicaId>> {
+        self.building.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is being built under this id will not be finished: nobody knows of it any more.
+    pub fn give_up_build(&self, id: ReplicaId) {
+        self.lock_building().remove(&id);
     }
 }
 
@@ -109,11 +116,18 @@ impl Build {
             fault: Fault::None,
             prewritten: 0,
         };
+        let building = store.lock_building();
+        if !building.contains(&id) {
+            mark!("store: replica deleted while it was built");
+            let _ = store.disk().remove(&id.path());
+            return Err(StoreError::NoSuchReplica(id));
+        }
         let before = store.lock_replicas().insert(id, Replica::new(id, progress));
         if before.is_some() {
             mark!("store: rebuilt over an older try");
         }
         store.lock_bad().remove(&id);
+        drop(building);
         Ok(length)
     }
 

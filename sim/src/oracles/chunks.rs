@@ -5,6 +5,7 @@
 //!   length, and every block up to there matches its CRC; shards of sealed chunks end there.
 //! - Copies are equal up to the committed length; parity is what encoding the data shards again gives.
 //! - What files refer to lies within committed lengths.
+//! - No copy that a repair began is left over.
 //! - What is committed as a hole may be one, or not yet; nothing else may. Garbage is bounded: what is worth
 //!   punching is punched, and every server has heard of it.
 //!
@@ -24,7 +25,9 @@ use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
 use mooseng::erasure::{Codec, Layout};
 use mooseng::ids::{ChunkId, InodeId, ServerId};
-use mooseng::namespace::tables::{Chunks, Extents, Garbage, Holes, Punching, Servers};
+use mooseng::namespace::tables::{
+    Chunks, Extents, Garbage, Holes, PendingReplicas, Punching, Servers,
+};
 use mooseng::pb::{self, ChunkState, Hole, ServerState, extent::Source};
 use mooseng::raft::RaftNode;
 use mooseng::tables::Read;
@@ -100,6 +103,10 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
             let what = format!("{inode} at {at} refers to chunk {} up to {end}", range.chunk);
             return Err(Broken::Lost(what));
         }
+    }
+    let unfinished = view.range::<PendingReplicas>(&Default::default(), None).count();
+    if unfinished > 0 {
+        return Err(Broken::Weak(format!("{unfinished} copies that repairs began are left over")));
     }
     stats::add("O6 chunks checked", chunks);
     stats::add("O6 chunks of k+m checked", striped);

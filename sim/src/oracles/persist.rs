@@ -5,6 +5,7 @@
 //! |---|---|
 //! | reply to RaftVote that grants | the vote |
 //! | reply to RaftAppend that accepts | every entry up to the last of the request |
+//! | any reply to RaftAppend or RaftVote | what the machine accepted last, until a newer leader takes it back |
 //! | reply to SubmitBatch | the entry it took effect at, on a majority of the voters |
 //! | reply to Append with sync, to Sync | the replica up to the length named |
 //!
@@ -25,11 +26,38 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+/// The log position that each machine accepted last. Its clones are one.
+#[derive(Clone, Default)]
+pub struct Accepted(Arc<Mutex<BTreeMap<String, LogId>>>);
+
+impl Accepted {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, LogId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine has another disk from now on, and another identity.
+    pub fn forget(&self, node: &str) {
+        self.all().remove(node);
+    }
+
+    /// A leader asks from `before` on: one that is newer may take back what lies behind that.
+    fn asked(&self, node: &str, leader: (u64, u64), before: u64) {
+        let mut all = self.all();
+        let old = all
+            .get(node)
+            .is_some_and(|id| (id.term.get(), id.node.get()) != leader && id.index.get() > before);
+        if old {
+            all.remove(node);
+        }
+    }
+}
+
 /// The oracle. Watches all frames of a world.
 pub struct Persist {
     world: Weak<World>,
     /// By receiving machine and request: the log position that accepting it promises.
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
+    accepted: Accepted,
     /// How many masters must have an entry.
     majority: Box<dyn Fn(&str, u64) -> usize + Send + Sync>,
 }
@@ -41,7 +69,13 @@ impl Persist {
         majority: impl Fn(&str, u64) -> usize + Send + Sync + 'static,
     ) -> Persist {
         let world = Arc::downgrade(world);
-        Persist { world, appends: Mutex::default(), majority: Box::new(majority) }
+        let (appends, accepted) = Default::default();
+        Persist { world, appends, accepted, majority: Box::new(majority) }
+    }
+
+    /// What it knows of what machines have accepted.
+    pub fn accepted(&self) -> Accepted {
+        self.accepted.clone()
     }
 
     fn appends(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, u64), LogId>> {
@@ -64,11 +98,21 @@ impl Persist {
         }
     }
 
+    /// A machine speaks as the one that accepted something: it still has that.
+    fn keeps(&self, node: &str, log: &Recovered) {
+        let Some(accepted) = self.accepted.all().get(node).copied() else { return };
+        let installing = log.installing.is_some_and(|id| id.index >= accepted.index);
+        if !holds(log, accepted) && !installing {
+            let last = log.last();
+            violation("O13", format!("{node} accepted {accepted:?} and has a log up to {last:?}"));
+        }
+    }
+
     fn vote_reply(&self, node: &str, frame: &FrameInfo<'_>) {
         let Ok(reply) = pb::RaftVoteReply::decode(frame.body) else { return };
-        let (true, Some(vote), Some(log)) = (reply.granted, reply.vote, self.log(node)) else {
-            return;
-        };
+        let Some(log) = self.log(node) else { return };
+        self.keeps(node, &log);
+        let (true, Some(vote)) = (reply.granted, reply.vote) else { return };
         let vote =
             Vote { term: vote.term.into(), node: vote.node.into(), committed: vote.committed };
         stats::count("O13 votes checked");
@@ -81,6 +125,10 @@ impl Persist {
         let Ok(request) = pb::RaftAppendRequest::decode(frame.body) else { return };
         let last = request.heads.last().and_then(|head| head.log_id).or(request.prev);
         let key = (node.to_owned(), frame.request_id);
+        if let Some(vote) = request.vote {
+            let before = request.prev.as_ref().map_or(0, |id| id.index);
+            self.accepted.asked(node, (vote.term, vote.node), before);
+        }
         if let Some(last) = last {
             self.appends().insert(key, log_id(&last));
         }
@@ -89,18 +137,21 @@ impl Persist {
     fn append_reply(&self, node: &str, frame: &FrameInfo<'_>) {
         let promised = self.appends().remove(&(node.to_owned(), frame.request_id));
         let Ok(reply) = pb::RaftAppendReply::decode(frame.body) else { return };
+        let Some(log) = self.log(node) else { return };
+        self.keeps(node, &log);
         use pb::raft_append_reply::Result as R;
         let promised = match reply.result() {
             R::Success => promised,
             R::Partial => reply.matched.as_ref().map(log_id),
             _ => None,
         };
-        let (Some(promised), Some(log)) = (promised, self.log(node)) else { return };
+        let Some(promised) = promised else { return };
         stats::count("O13 appends checked");
         if !holds(&log, promised) {
             let last = log.last();
             violation("O13", format!("{node} accepts up to {promised:?}, durable up to {last:?}"));
         }
+        self.accepted.all().insert(node.to_owned(), promised);
     }
 
     fn batch_reply(&self, node: &str, frame: &FrameInfo<'_>) {

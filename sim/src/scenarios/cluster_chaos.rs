@@ -12,7 +12,7 @@ use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
 use crate::oracles::ledger::{BLOCK, Floors, Ledger};
-use crate::oracles::persist::Persist;
+use crate::oracles::persist::{Accepted, Persist};
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::oracles::raft::Raft;
 use crate::rng::Rng;
@@ -115,7 +115,7 @@ pub(super) async fn work(options: Options) {
     let world = World::new(options);
     let cluster = Cluster::default();
     let lost = Arc::new(AtomicUsize::new(0));
-    let raft = watch(&world, &cluster, &lost);
+    let (raft, accepted) = watch(&world, &cluster, &lost);
     cluster.form(&world).await;
     let (ledger, calm) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
     add_clients(&world, &ledger, &calm);
@@ -125,7 +125,10 @@ pub(super) async fn work(options: Options) {
         cluster: cluster.clone(),
         world: world.clone(),
         lost: Box::new(move |_| _ = lost.fetch_add(1, Ordering::Relaxed)),
-        replaced: Box::new(move |name| raft.forget(name)),
+        replaced: Box::new(move |name| {
+            raft.forget(name);
+            accepted.forget(name);
+        }),
     };
     tokio::spawn(damage(world.clone(), Arc::new(operator), time));
     chaos(world.clone(), Budget::of(&world), time).await;
@@ -144,19 +147,21 @@ pub(super) async fn work(options: Options) {
 }
 
 /// The oracles that watch; `lost` counts masters that lost their disk.
-fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) -> Raft {
+fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) -> (Raft, Accepted) {
     let (watching, lost) = (cluster.clone(), lost.clone());
     // What a master that lost its disk had promised is promised by the others alone.
     let majority = move |leader: &str, index: u64| {
         watching.majority_at(leader, index).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
     };
-    world.frames.watch(Persist::new(world, majority));
+    let persist = Persist::new(world, majority);
+    let accepted = persist.accepted();
+    world.frames.watch(persist);
     let raft = Raft::new(world);
     world.frames.watch(raft.clone());
     cluster.appliers.add(Arc::new(raft.clone()));
     cluster.add(world);
     world.frames.watch(PersistChunks::new(world).sparing(victims(world)));
-    raft
+    (raft, accepted)
 }
 
 fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {

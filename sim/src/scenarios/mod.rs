@@ -4,6 +4,7 @@ mod append_turns;
 mod cluster_chaos;
 mod damage;
 mod damage_chaos;
+mod deposed_leader;
 mod disk_model;
 mod erasure_chaos;
 mod erasure_model;
@@ -40,6 +41,7 @@ pub const ALL: &[Scenario] = &[
     error_reporting::FSYNC_ERRORS,
     cluster_chaos::LONG,
     append_turns::SCENARIO,
+    deposed_leader::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     store_model::SCENARIO,

@@ -188,6 +188,24 @@ pub async fn damage(world: Arc<World>, operator: Arc<dyn Operator>, time: Durati
     }
 }
 
+/// The files of replicas on a disk.
+fn replicas(disk: &SimDisk) -> Vec<String> {
+    let mut paths = disk.paths();
+    paths.retain(|path| path.ends_with(".dat"));
+    paths
+}
+
+/// A bit in every other block or so of a file flips.
+fn rot_half(disk: &SimDisk, path: &str, rng: &mut Rng) {
+    let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
+    for block in (0..len).step_by(ROT_STEP) {
+        if rng.chance(1, 2) {
+            let at = block + rng.below(ROT_STEP as u64);
+            disk.rot(path, at, 1 << rng.below(8));
+        }
+    }
+}
+
 struct Hand {
     world: Arc<World>,
     operator: Arc<dyn Operator>,
@@ -319,25 +337,18 @@ impl Hand {
         let victims = self.victims.clone();
         let Some(name) = self.one_up(&victims) else { return false };
         let disk = self.disk(&name);
-        let paths = disk.paths();
-        let paths: Vec<&String> = paths.iter().filter(|path| path.ends_with(".dat")).collect();
+        let paths = replicas(&disk);
         if paths.is_empty() {
             return false;
         }
         // Single bytes anywhere, and a file of which every other block rots.
         for _ in 0..self.rng.range(1, 6) {
-            let path = *self.rng.pick(&paths);
+            let path = self.rng.pick(&paths);
             let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
             disk.rot(path, self.rng.below(len.max(1)), 1 << self.rng.below(8));
         }
-        let path = *self.rng.pick(&paths);
-        let len = disk.written(path).map_or(0, |bytes| bytes.len() as u64);
-        for block in (0..len).step_by(ROT_STEP) {
-            if self.rng.chance(1, 2) {
-                let at = block + self.rng.below(ROT_STEP as u64);
-                disk.rot(path, at, 1 << self.rng.below(8));
-            }
-        }
+        let path = self.rng.pick(&paths).clone();
+        rot_half(&disk, &path, &mut self.rng);
         trace::say(trace::Kind::Disk, &name, "bytes rot");
         true
     }
@@ -443,7 +454,25 @@ impl Hand {
         let dead_ms = self.world.limits().server_dead.as_millis() as u64;
         let (world, ms) = (self.world.clone(), dead_ms + self.rng.range(500, 4_000));
         later(ms, async move { world.restart(&name).await });
+        self.rots_unseen(dead_ms.saturating_sub(500));
         true
+    }
+
+    /// All that a chunkserver holds rots, so late that no scrub has seen it when replicas are made from it.
+    fn rots_unseen(&mut self, ms: u64) {
+        if !self.world.options.damage.kinds.contains(&DamageKind::Rot) {
+            return;
+        }
+        let name = self.rng.pick(&self.victims).clone();
+        let (world, mut rng, end) = (self.world.clone(), self.rng.fork("rot"), self.end);
+        later(ms, async move {
+            if trace::now_ns() >= end {
+                return;
+            }
+            trace::say(trace::Kind::Disk, &name, "everything rots");
+            let disk = world.disks(&name)[0].clone();
+            replicas(&disk).iter().for_each(|path| rot_half(&disk, path, &mut rng));
+        });
     }
 
     fn drain(&mut self) -> bool {
@@ -453,6 +482,8 @@ impl Hand {
         }
         let name = self.rng.pick(&servers).clone();
         self.operator.drain(&name);
+        let ms = self.rng.below(300);
+        self.rots_unseen(ms);
         true
     }
 

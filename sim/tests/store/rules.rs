@@ -184,3 +184,21 @@ fn a_build_appears_whole_or_not_at_all() {
     check_bytes(&store, id, 48 * BLOCK);
     assert!(matches!(store.build(id, 1 << 40), Err(StoreError::Bad(_))));
 }
+
+#[test]
+fn a_replica_deleted_while_it_is_built_does_not_appear() {
+    let _turn = alone();
+    let disk = SimDisk::new("store", 64 << 20, 9);
+    let store = open(&disk, 1).expect("an empty disk");
+    let id = ReplicaId { shard: 5, data_shards: 4, ..copy_id(5) };
+    let whole = fill(id, 0, 16 * BLOCK_BYTES);
+    let mut build = store.build(id, 16 * BLOCK).expect("begun");
+    build.write(&whole).expect("written");
+    store.give_up_build(id);
+    assert_eq!(build.finish(), Err(StoreError::NoSuchReplica(id)));
+    assert!(store.status(id).is_none());
+    assert!(!disk.paths().iter().any(|path| path.contains("chunks/05/")), "nothing is left");
+    let mut build = store.build(id, 16 * BLOCK).expect("begun");
+    build.write(&whole).expect("written");
+    assert_eq!(build.finish(), Ok(16 * BLOCK));
+}
