@@ -280,7 +280,7 @@ fn replica_disk() -> Arc<SimDisk> {
         store.sync(&[id]).swap_remove(0).expect("synced");
         if chunk.0 == 2 {
             store.seal(id, 16_384).expect("sealed");
-            store.punch(id, &[4096..8192]).expect("punched");
+            store.punch(id, &[pb::Hole { from: 4096, end: 8192 }]).expect("punched");
         }
     }
     disk

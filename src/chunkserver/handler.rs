@@ -178,8 +178,7 @@ async fn punch(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal>
     if question.holes.len() > HOLES_MAX {
         return Err(Refusal::new(RefusalCode::BadRequest, "too many holes at once"));
     }
-    let holes = question.holes.iter().map(|hole| hole.from..hole.end).collect();
-    shared.found(id)?.punch(id, holes).await?;
+    shared.found(id)?.punch(id, question.holes).await?;
     Ok(Outgoing::new::<calls::Punch>(&pb::PunchReply {}))
 }
 

@@ -4,6 +4,7 @@
 use super::Shared;
 use super::repair::{self, enter, leave};
 use super::rpc::refusal;
+use super::soft::Beat;
 use crate::erasure::Layout;
 use crate::ids::{ChunkId, ServerId};
 use crate::limits::{BLOCK_BYTES, Limits};
@@ -15,7 +16,7 @@ use crate::tables::{Read, TableError};
 use crate::wire::{Refusal, calls};
 use std::sync::Arc;
 
-/// Chunks whose garbage is looked at in one round.
+/// Chunks whose garbage, or whose servers, are looked at in one round.
 const LOOK_CHUNKS: usize = 64;
 /// Chunks whose dead ranges are computed in one round; each may have thousands of extents.
 const PUNCH_CHUNKS: usize = 8;
@@ -42,7 +43,10 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
 fn threshold(shared: &Shared) -> u64 {
     let Limits { chunk_bytes, punch_garbage_bytes, .. } = *shared.limits;
     let low = chunk_bytes as u64 * FULL_CHUNKS;
-    let full = shared.soft().servers.values().any(|beat| beat.free_bytes() < low);
+    // One whose disks have all failed has nothing to give back.
+    let works = |beat: &Beat| beat.disks.iter().any(|disk| !disk.failed);
+    let full = |beat: &Beat| works(beat) && beat.free_bytes() < low;
+    let full = shared.soft().servers.values().any(full);
     if full { BLOCK_BYTES as u64 } else { punch_garbage_bytes }
 }
 
@@ -91,21 +95,28 @@ fn largest(mut dead: Vec<Hole>, known: &[Hole]) -> Vec<Hole> {
     dead
 }
 
-/// Chunks whose servers may lack holes; goes on where it stopped.
+/// Chunks whose servers may lack holes and are all there to be told; goes on where it stopped.
 fn to_tell(shared: &Shared) -> Result<Vec<(pb::Chunk, pb::HolesRow)>, TableError> {
     let view = shared.raft.view();
     let from = ChunkId(std::mem::take(&mut shared.soft().cursors.punching));
     let mut found = Vec::new();
-    for row in view.range::<Punching>(&from, None) {
+    for (seen, row) in view.range::<Punching>(&from, None).enumerate() {
         let (id, _) = row?;
-        if found.len() == TELL_CHUNKS {
+        if seen == LOOK_CHUNKS || found.len() == TELL_CHUNKS {
             shared.soft().cursors.punching = id.get();
             break;
         }
         let row = view.get::<Holes>(&id)?.unwrap_or_default();
-        found.extend(view.get::<Chunks>(&id)?.map(|chunk| (chunk, row)));
+        // With one of them away the others would be told again and again.
+        let chunk = view.get::<Chunks>(&id)?.filter(|chunk| reachable(shared, chunk));
+        found.extend(chunk.map(|chunk| (chunk, row)));
     }
     Ok(found)
+}
+
+fn reachable(shared: &Shared, chunk: &pb::Chunk) -> bool {
+    let soft = shared.soft();
+    chunk.replicas.iter().all(|replica| soft.alive(ServerId(replica.server), &shared.limits))
 }
 
 /// Where the holes are in every shard.
@@ -149,11 +160,8 @@ async fn punch(
     replica: &pb::Replica,
     holes: Vec<Hole>,
 ) -> bool {
-    let server = ServerId(replica.server);
-    if !shared.soft().alive(server, &shared.limits) || !shared.raft.is_leader_ready() {
-        return false;
-    }
-    let Some(address) = repair::address(shared, server) else { return false };
+    let address = repair::address(shared, ServerId(replica.server));
+    let Some(address) = address.filter(|_| shared.raft.is_leader_ready()) else { return false };
     let request = pb::PunchRequest {
         replica: Some(repair::replica_id(chunk, replica)),
         term: shared.raft.term().get(),

@@ -3,6 +3,7 @@
 use super::format::{self, BLOCK, ReplicaId};
 use super::{Store, StoreError};
 use crate::checksum::hole_crc;
+use crate::pb::Hole;
 use crate::seam::DiskFile;
 use crate::{bug, mark};
 use std::ops::Range;
@@ -11,14 +12,14 @@ impl Store {
     /// Frees ranges of a sealed replica, whole blocks of it. First their entries in the CRC table say so,
     /// durably; only then do their bytes go. After a crash between the two they only take space, until the
     /// caller, who was not answered, asks again.
-    pub fn punch(&self, id: ReplicaId, holes: &[Range<u64>]) -> Result<(), StoreError> {
+    pub fn punch(&self, id: ReplicaId, holes: &[Hole]) -> Result<(), StoreError> {
         self.usable()?;
         let replica = self.found(id)?;
         let now = replica.progress();
-        let whole = |hole: &Range<u64>| {
-            hole.start.is_multiple_of(BLOCK)
+        let whole = |hole: &Hole| {
+            hole.from.is_multiple_of(BLOCK)
                 && hole.end.is_multiple_of(BLOCK)
-                && hole.start <= hole.end
+                && hole.from <= hole.end
                 && hole.end <= now.length
         };
         if !now.sealed || !holes.iter().all(whole) {
@@ -31,15 +32,14 @@ impl Store {
             if bug!(M33) && holes.last().is_some_and(|h| h.end < now.length) { BLOCK } else { 0 };
         let mut fresh = false;
         for hole in holes {
-            let hole = hole.start + slip..hole.end + slip;
-            fresh |= self.mark_hole(&*file, id, hole)?;
+            fresh |= self.mark_hole(&*file, id, hole.from + slip..hole.end + slip)?;
         }
         if fresh {
             mark!("store: holes punched");
             file.sync_data().map_err(|e| self.fence("holes", &e))?;
         }
-        for hole in holes.iter().filter(|hole| !hole.is_empty()) {
-            file.punch_hole(id.data_start() + hole.start + slip, hole.end - hole.start)
+        for hole in holes.iter().filter(|hole| hole.from < hole.end) {
+            file.punch_hole(id.data_start() + hole.from + slip, hole.end - hole.from)
                 .map_err(|e| self.fence("punch", &e))?;
         }
         file.sync_data().map_err(|e| self.fence("punch", &e))

@@ -2,9 +2,9 @@
 //! made durable with one sync per replica in it, then answered.
 
 use super::{Append, ReplicaId, Store, StoreError};
+use crate::pb::Hole;
 use crate::seam;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -18,7 +18,7 @@ enum Job {
     Append(Append, bool),
     Sync(ReplicaId, u64),
     Seal(ReplicaId, u64),
-    Punch(ReplicaId, Vec<Range<u64>>),
+    Punch(ReplicaId, Vec<Hole>),
     Delete(ReplicaId),
     Review(ReplicaId),
 }
@@ -106,7 +106,7 @@ impl Writer {
     pub async fn punch(
         self: &Arc<Writer>,
         id: ReplicaId,
-        holes: Vec<Range<u64>>,
+        holes: Vec<Hole>,
     ) -> Result<(), StoreError> {
         self.submit(Job::Punch(id, holes)).await.map(drop)
     }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use mooseng::checksum::{block_crcs, hole_crc};
 use mooseng::ids::{ChunkId, Generation};
 use mooseng::limits::{BLOCK_BYTES, Limits};
+use mooseng::pb::Hole;
 use mooseng::store::{Append, ReplicaId, Store, StoreError, assemble, inspect};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -220,7 +221,7 @@ impl Life {
         let (id, blocks) = *self.rng.pick(&sealed);
         let from = self.rng.range(0, blocks);
         let end = self.rng.range(from, blocks) + 1;
-        let punched = self.store.punch(id, &[from * BLOCK..end * BLOCK]);
+        let punched = self.store.punch(id, &[Hole { from: from * BLOCK, end: end * BLOCK }]);
         punched.map_err(|error| format!("punch {id}: {error}"))?;
         self.report.punches += 1;
         self.holes.extend((from..end).map(|block| (id, block)));

@@ -52,14 +52,16 @@ impl Accepted {
     }
 }
 
+/// How many masters must have an entry, for a leading machine and a log index.
+type Majority = Box<dyn Fn(&str, u64) -> usize + Send + Sync>;
+
 /// The oracle. Watches all frames of a world.
 pub struct Persist {
     world: Weak<World>,
     /// By receiving machine and request: the log position that accepting it promises.
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
     accepted: Accepted,
-    /// How many masters must have an entry.
-    majority: Box<dyn Fn(&str, u64) -> usize + Send + Sync>,
+    majority: Majority,
 }
 
 impl Persist {

@@ -5,6 +5,7 @@
 //! Does not check: longer programs (`crash`), rot (`disks`).
 
 use super::*;
+use mooseng::pb::Hole;
 use mooseng_sim::disk::{Chosen, Outcome};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +31,8 @@ const ALL: [Do; 8] = [
     Do::Delete,
     Do::Build,
 ];
+
+const SECOND: Hole = Hole { from: BLOCK, end: 2 * BLOCK };
 
 /// What must be there.
 #[derive(Default)]
@@ -70,11 +73,11 @@ fn perform(store: &Arc<Store>, what: Do, must: &mut Must) -> Result<(), StoreErr
         }
         Do::Punch if must.sealed => {
             must.may_punch = true;
-            store.punch(id, &[BLOCK..2 * BLOCK])?;
+            store.punch(id, &[SECOND])?;
             must.punched = true;
         }
         Do::Punch => {
-            let refused = store.punch(id, &[BLOCK..2 * BLOCK]);
+            let refused = store.punch(id, &[SECOND]);
             assert!(refused.is_err(), "an open replica is not punched");
         }
         Do::Delete => {
