@@ -220,7 +220,7 @@ impl Life {
         let (id, blocks) = *self.rng.pick(&sealed);
         let from = self.rng.range(0, blocks);
         let end = self.rng.range(from, blocks) + 1;
-        let punched = self.store.punch(id, &[from * BLOCK..end * BLOCK]);
+        let punched = self.store.punch(id, std::slice::from_ref(&(from * BLOCK..end * BLOCK)));
         punched.map_err(|error| format!("punch {id}: {error}"))?;
         self.report.punches += 1;
         self.holes.extend((from..end).map(|block| (id, block)));

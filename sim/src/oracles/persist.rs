@@ -52,6 +52,9 @@ impl Accepted {
     }
 }
 
+/// For a leading machine and a log index: how many masters must have the entry.
+type Majority = Box<dyn Fn(&str, u64) -> usize + Send + Sync>;
+
 /// The oracle. Watches all frames of a world.
 pub struct Persist {
     world: Weak<World>,
@@ -59,7 +62,7 @@ pub struct Persist {
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
     accepted: Accepted,
     /// How many masters must have an entry.
-    majority: Box<dyn Fn(&str, u64) -> usize + Send + Sync>,
+    majority: Majority,
 }
 
 impl Persist {
