@@ -70,11 +70,11 @@ fn perform(store: &Arc<Store>, what: Do, must: &mut Must) -> Result<(), StoreErr
         }
         Do::Punch if must.sealed => {
             must.may_punch = true;
-            store.punch(id, &[BLOCK..2 * BLOCK])?;
+            store.punch(id, std::slice::from_ref(&(BLOCK..2 * BLOCK)))?;
             must.punched = true;
         }
         Do::Punch => {
-            let refused = store.punch(id, &[BLOCK..2 * BLOCK]);
+            let refused = store.punch(id, std::slice::from_ref(&(BLOCK..2 * BLOCK)));
             assert!(refused.is_err(), "an open replica is not punched");
         }
         Do::Delete => {
