@@ -14,7 +14,7 @@ use std::time::Duration;
 pub const SCENARIO: Scenario = Scenario {
     name: "damage_chaos",
     about: "a whole cluster stores files while disks fail, rot and are lost and machines come and go",
-    seeds: 60,
+    seeds: 100,
     limit: Duration::from_secs(600),
     must_count: &[
         stats::OPERATIONS,

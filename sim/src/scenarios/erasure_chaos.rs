@@ -13,7 +13,7 @@ use std::time::Duration;
 pub const SCENARIO: Scenario = Scenario {
     name: "erasure_chaos",
     about: "a whole cluster stores erasure-coded files through kills, power losses and partitions",
-    seeds: 40,
+    seeds: 80,
     limit: Duration::from_secs(600),
     must_count: &[
         stats::OPERATIONS,
