@@ -187,6 +187,13 @@ pub(super) enum HeaderError {
     Version(u16),
 }
 
+/// Whether a header that is damaged was never made durable: then nothing behind it was promised. A sync writes both
+/// copies.
+pub(super) fn never_synced(block: &[u8]) -> bool {
+    let copies = [block.get(..SECTOR_BYTES), block.get(SECOND_COPY..SECOND_COPY + SECTOR_BYTES)];
+    copies.into_iter().any(|copy| copy.is_none_or(|copy| copy.iter().all(|byte| *byte == 0)))
+}
+
 /// The better of the two copies.
 pub(super) fn decode_header(id: ReplicaId, block: &[u8]) -> Result<Recorded, HeaderError> {
     let copies = [block.get(..SECTOR_BYTES), block.get(SECOND_COPY..SECOND_COPY + SECTOR_BYTES)];

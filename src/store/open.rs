@@ -6,7 +6,7 @@ use super::format::{
 use super::replica::{Fault, Progress, Replica};
 use super::superblock::{Claimed, DiskError};
 use super::{Load, Status, StoreError, is_full};
-use crate::checksum::block_crc;
+use crate::checksum::{block_crc, hole_crc};
 use crate::ids::Uuid;
 use crate::limits::Limits;
 use crate::mark;
@@ -335,6 +335,7 @@ fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result
 }
 
 /// What a replica's file turned out to hold; nothing was changed.
+#[derive(Default)]
 pub(super) struct Found {
     pub length: u64,
     recorded: u64,
@@ -375,9 +376,14 @@ pub(super) enum ExamineError {
 pub(super) fn examine(disk: &dyn Disk, id: ReplicaId) -> Result<Found, ExamineError> {
     let file = disk.open(&id.path(), OpenMode::Read).map_err(ExamineError::Io)?;
     let file_len = file.len().map_err(ExamineError::Io)?;
-    let mut header = vec![0; HEADER_BYTES];
-    let read = file.read_at(0, &mut header).unwrap_or(0);
-    let header = match format::decode_header(id, &header[..read]) {
+    let mut bytes = vec![0; HEADER_BYTES];
+    // One that can not be read may say that all of it counts.
+    let Ok(read) = file.read_at(0, &mut bytes) else {
+        mark!("store: header unreadable");
+        return Ok(Found { fault: Fault::Unread, file_len, ..Found::default() });
+    };
+    let bytes = &bytes[..read];
+    let header = match format::decode_header(id, bytes) {
         Err(HeaderError::Version(version)) => return Err(ExamineError::Version(version)),
         Err(HeaderError::Damaged) => None,
         Ok(recorded) => Some(recorded),
@@ -396,6 +402,12 @@ pub(super) fn examine(disk: &dyn Disk, id: ReplicaId) -> Result<Found, ExamineEr
     };
     if !sealed && found.fault == Fault::None {
         verify_tail(&*file, id, whole.min(id.len_max()), &mut found);
+        // What the header said is not known: a bad block may be rot among what counts, and no torn end.
+        let once_synced = header.is_none() && !format::never_synced(bytes);
+        if once_synced && found.length < found.table_end {
+            mark!("store: header and a block damaged");
+            found.fault = Fault::Unread;
+        }
     }
     if found.table_end == 0 {
         found.table_end = found.length;
@@ -436,7 +448,9 @@ fn verify_tail(file: &dyn DiskFile, id: ReplicaId, whole: u64, found: &mut Found
         for block in piece.chunks(BLOCK as usize) {
             let index = (found.length / BLOCK) as u32;
             let crc = crcs[((found.length - from) / BLOCK) as usize];
-            if block_crc(id.chunk, id.crc_shard(), index, block) != crc {
+            // A hole is one whatever is there.
+            let hole = crc == hole_crc(id.chunk, id.crc_shard(), index);
+            if !hole && block_crc(id.chunk, id.crc_shard(), index, block) != crc {
                 return;
             }
             found.length += BLOCK;

@@ -104,7 +104,10 @@ impl Persist {
     fn keeps(&self, node: &str, log: &Recovered) {
         let Some(accepted) = self.accepted.all().get(node).copied() else { return };
         let installing = log.installing.is_some_and(|id| id.index >= accepted.index);
-        if !holds(log, accepted) && !installing {
+        // The order of a newer leader may have come before this one's acceptance left.
+        let id = |id: LogId| (id.term.get(), id.node.get());
+        let replaced = log.last().is_some_and(|last| id(last) > id(accepted));
+        if !holds(log, accepted) && !installing && !replaced {
             let last = log.last();
             violation("O13", format!("{node} accepted {accepted:?} and has a log up to {last:?}"));
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use mooseng::ids::{ServerId, Uuid};
+use mooseng::pb::Hole;
 use mooseng::seam::OpenMode;
 use mooseng::store::Assembled;
 use mooseng_sim::disk::Outcome;
@@ -184,6 +185,55 @@ fn an_end_that_can_not_be_read_at_the_start_is_not_cut_off() {
         put(&store, id, 5 * BLOCK, 9).expect("appended");
     }
     assert!(later > 5 && at_once > 5, "{later} {at_once}");
+}
+
+/// A sealed replica of five blocks, of which the second is a hole.
+fn punched(disk: &Arc<SimDisk>, id: ReplicaId) {
+    let store = open(disk, 1).expect("an empty disk");
+    put(&store, id, 0, 5 * BLOCK_BYTES).expect("appended");
+    store.seal(id, 5 * BLOCK).expect("sealed");
+    store.punch(id, &[Hole { from: BLOCK, end: 2 * BLOCK }]).expect("punched");
+}
+
+#[test]
+fn a_header_that_can_not_be_read_for_a_moment_costs_nothing() {
+    let _turn = alone();
+    let mut later = 0;
+    for seed in 0..40 {
+        let (disk, id) = (SimDisk::new("store", 64 << 20, seed), copy_id(5));
+        punched(&disk, id);
+        disk.set_faults(|faults| faults.read_eio = Ratio::one_in(3));
+        let store = (2..200).find_map(|incarnation| open(&disk, incarnation).ok());
+        let store = store.expect("not every read fails");
+        disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
+        later += u64::from(store.status(id).expect("there").corrupt);
+        assert_eq!(store.review(id), Ok(5 * BLOCK));
+        let status = store.status(id).expect("there");
+        assert!(status.sealed && !status.corrupt, "{status:?}");
+        assert_eq!(store.verify(id), Ok(vec![]));
+    }
+    assert!(later > 5, "{later}");
+}
+
+#[test]
+fn a_damaged_header_costs_neither_holes_nor_what_lies_behind_rot() {
+    let _turn = alone();
+    for rot in [false, true] {
+        let (disk, id) = (SimDisk::new("store", 64 << 20, 5), copy_id(5));
+        punched(&disk, id);
+        for at in [20, 2048 + 20] {
+            disk.rot(&path_of(id), at, 1);
+        }
+        if rot {
+            disk.rot(&path_of(id), DATA_START + 3 * BLOCK + 7, 1);
+        }
+        let store = open(&disk, 2).expect("its disk");
+        let status = store.status(id).expect("there");
+        let length = if rot { 3 * BLOCK } else { 5 * BLOCK };
+        assert_eq!((status.length, status.corrupt), (length, rot));
+        let file = disk.written(&path_of(id)).expect("there");
+        assert_eq!(file.len() as u64, DATA_START + 5 * BLOCK, "nothing is cut off");
+    }
 }
 
 #[test]
