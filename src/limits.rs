@@ -71,6 +71,8 @@ pub struct Limits {
     pub table_slack_bytes: u64,
     /// Log entries kept behind the checkpoint for slow followers.
     pub log_entries_kept: u64,
+    /// Rows of a snapshot in one call between masters, bytes (one row at least).
+    pub snapshot_piece_bytes: usize,
     /// A session without keepalive for this long is expired by a committed command.
     pub session_ttl: Duration,
     /// How often a client sends a keepalive.
@@ -192,6 +194,7 @@ impl Limits {
             redb_cache_bytes: 32 << 20,
             table_slack_bytes: 64 << 20,
             log_entries_kept: 1000,
+            snapshot_piece_bytes: 256 << 10,
             session_ttl: Duration::from_secs(60),
             keepalive: Duration::from_secs(5),
             operation_deadline: Duration::from_secs(120),
@@ -256,6 +259,7 @@ impl Limits {
             redb_cache_bytes: 64 << 10,
             table_slack_bytes: 256 << 10,
             log_entries_kept: 8,
+            snapshot_piece_bytes: 1 << 10,
             session_ttl: Duration::from_secs(8),
             keepalive: Duration::from_millis(800),
             operation_deadline: Duration::from_secs(120),

@@ -22,13 +22,12 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, Snapshot, SnapshotMeta};
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Rows of a snapshot in one call, bytes (one row at least).
-const SNAPSHOT_PIECE_BYTES: usize = 256 << 10;
 /// Pieces sent again before the whole snapshot is given up.
 const SNAPSHOT_RETRIES: u32 = 8;
 
@@ -154,6 +153,28 @@ impl Link {
         }
     }
 
+    /// Heartbeats beside a snapshot: openraft sends none to who is being sent one (0.9.25), and a follower that
+    /// hears nothing for as long as a large one takes would depose its leader, again and again.
+    async fn beat(&self, vote: Vote) -> Infallible {
+        let request = pb::RaftAppendRequest {
+            vote: Some(vote_to_pb(&vote)),
+            from_incarnation: self.peers.incarnation.bytes(),
+            to: self.target.0,
+            to_incarnation: self.master.incarnation.bytes(),
+            ..Default::default()
+        };
+        let (pool, every) = (&self.peers.pool, self.peers.limits.heartbeat);
+        loop {
+            tokio::time::sleep(every).await;
+            if bug!(MUTE) {
+                continue;
+            }
+            let address = &self.master.address;
+            // What it answers, the next piece of the snapshot hears too.
+            let _ = pool.call::<calls::RaftAppend>(address, &request, Vec::new(), every).await;
+        }
+    }
+
     async fn send_snapshot(
         &self,
         vote: Vote,
@@ -178,7 +199,8 @@ impl Link {
         let mut after = Vec::new();
         loop {
             let (view, from) = (view.clone(), after.clone());
-            let cut = seam::blocking(move || cut_piece(&view, &from)).await;
+            let bytes = self.peers.limits.snapshot_piece_bytes;
+            let cut = seam::blocking(move || cut_piece(&view, &from, bytes)).await;
             let (piece, last) = cut.map_err(|error| {
                 let error = openraft::AnyError::error(error);
                 openraft::StorageError::from(openraft::StorageIOError::read_snapshot(None, error))
@@ -202,10 +224,11 @@ impl Link {
     }
 }
 
-/// Rows behind the key `after`, each as two lengths, key and row; and the last key, unless that was the end.
+/// Rows behind the key `after`, `bytes` of them or one more, each as two lengths, key and row; and the last key, unless that was the end.
 fn cut_piece(
     view: &View,
     after: &[u8],
+    bytes: usize,
 ) -> Result<(Bytes, Option<Vec<u8>>), crate::tables::TableError> {
     let mut from = after.to_vec();
     if !from.is_empty() {
@@ -219,7 +242,7 @@ fn cut_piece(
         out.put_u32_le(u32::try_from(row.len()).expect("a row is bounded"));
         out.put_slice(&key);
         out.put_slice(&row);
-        if out.len() >= SNAPSHOT_PIECE_BYTES {
+        if out.len() >= bytes {
             last = Some(key.to_vec());
             break;
         }
@@ -301,10 +324,12 @@ impl RaftNetwork<Types> for Link {
         };
         let mut cancel = pin!(cancel);
         let mut sending = pin!(self.send_snapshot(vote, snapshot.meta, view));
+        let mut beating = pin!(self.beat(vote));
         tokio::select! {
             biased;
             closed = &mut cancel => Err(closed.into()),
             sent = &mut sending => sent.map(SnapshotResponse::new),
+            never = &mut beating => match never {},
         }
     }
 

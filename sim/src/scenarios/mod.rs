@@ -1,6 +1,7 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod append_turns;
+mod catching_up;
 mod cluster_chaos;
 mod damage;
 mod damage_chaos;
@@ -38,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     small_raft::SCENARIO,
     single_fault::SCENARIO,
     error_reporting::SCENARIO,
+    catching_up::SCENARIO,
     error_reporting::FSYNC_ERRORS,
     cluster_chaos::LONG,
     append_turns::SCENARIO,

@@ -11,7 +11,7 @@ pub mod options;
 
 pub use frames::Frames;
 pub use node::{NodeContext, NodeSpec, Power, Role, StartFn, here};
-pub use options::{FaultKind, Options};
+pub use options::{FaultKind, NetOptions, Options};
 
 use crate::disk::Outcome;
 use crate::rng::Rng;
