@@ -3,7 +3,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use mooseng::errno::Errno;
 use mooseng_proptests::{FsOp, FsOut, Kind, ModelFs};
-use mooseng_sim::oracles::linear::{Call, Effect, Fate, History, Model, check};
+use mooseng_sim::oracles::linear::{Call, Effect, Fate, History, check};
 use mooseng_sim::rng::Rng;
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -14,19 +14,6 @@ const OPERATIONS: u64 = 1_000_000;
 const ROOT: u64 = 1;
 /// Calls under way at once.
 const OVERLAP: u64 = 8;
-
-struct Fs(ModelFs);
-
-impl Model for Fs {
-    type Op = FsOp;
-    type Out = Out;
-
-    fn step(&mut self, op: &FsOp, seen: &[&Out]) -> Result<(), String> {
-        let right = self.0.apply(op);
-        let wrong = seen.iter().find(|out| ***out != right);
-        wrong.map_or(Ok(()), |out| Err(format!("answered {out:?}, must be {right:?}")))
-    }
-}
 
 fn draw(rng: &mut Rng, ino: u64) -> FsOp {
     let (parent, name) = (ROOT, vec![b'a' + rng.below(16) as u8]);
@@ -81,7 +68,7 @@ fn linear(criterion: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Elements(OPERATIONS));
     group.bench_function("a million operations", |bencher| {
         bencher.iter(|| {
-            let checked = check(&mut Fs(ModelFs::new(0)), black_box(&history));
+            let checked = check(&mut ModelFs::new(0), black_box(&history));
             let checked = checked.expect("a good history");
             assert_eq!(checked.changes + checked.reads, OPERATIONS);
         });

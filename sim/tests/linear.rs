@@ -4,7 +4,7 @@
 
 use mooseng::errno::Errno;
 use mooseng_proptests::{FsOp, FsOut, ModelFs};
-use mooseng_sim::oracles::linear::{Call, Effect, Fate, History, Model, check};
+use mooseng_sim::oracles::linear::{Call, Effect, Fate, History, check};
 use mooseng_sim::rng::Rng;
 use std::collections::BTreeMap;
 
@@ -14,20 +14,6 @@ type Seen = Call<FsOp, Out>;
 
 const ROOT: u64 = 1;
 const CLIENTS: usize = 3;
-
-#[derive(Clone, Default)]
-struct Fs(ModelFs);
-
-impl Model for Fs {
-    type Op = FsOp;
-    type Out = Out;
-
-    fn step(&mut self, op: &FsOp, seen: &[&Out]) -> Result<(), String> {
-        let right = self.0.apply(op);
-        let wrong = seen.iter().find(|out| ***out != right);
-        wrong.map_or(Ok(()), |out| Err(format!("answered {out:?}, must be {right:?}")))
-    }
-}
 
 // ---- histories ----
 
@@ -331,7 +317,7 @@ fn the_checker_agrees_with_exhaustive_search_on_10_000_histories() {
         if bad {
             corrupt(&mut history, &mut Rng::new(seed).fork("damage"));
         }
-        let verdict = check(&mut Fs::default(), &history);
+        let verdict = check(&mut ModelFs::default(), &history);
         let searched = order_of_log(&history, &ModelFs::default(), 0, &all_calls(&history));
         let explained = some_order(&ModelFs::default(), &all_calls(&history));
         assert_eq!(verdict.is_ok(), searched, "seed {seed}: {verdict:?} of {history:#?}");

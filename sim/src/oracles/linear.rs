@@ -10,6 +10,8 @@
 //! Not checked: whether the object is the right one (that is the model's business); liveness. `sim/tests/linear.rs`
 //! compares this checker with exhaustive search on small histories, good and corrupted.
 
+use mooseng::errno::Errno;
+use mooseng_proptests::{FsOp, FsOut, ModelFs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The object, one call at a time.
@@ -20,6 +22,18 @@ pub trait Model {
     type Out;
     /// Runs the call; every answer that somebody saw must be the right one.
     fn step(&mut self, op: &Self::Op, seen: &[&Self::Out]) -> Result<(), String>;
+}
+
+/// A filesystem whose whole answers were seen.
+impl Model for ModelFs {
+    type Op = FsOp;
+    type Out = Result<FsOut, Errno>;
+
+    fn step(&mut self, op: &Self::Op, seen: &[&Self::Out]) -> Result<(), String> {
+        let right = self.apply(op);
+        let wrong = seen.iter().find(|out| ***out != right);
+        wrong.map_or(Ok(()), |out| Err(format!("answered {out:?}, must be {right:?}")))
+    }
 }
 
 /// How a call ended, for its caller. Moments are numbers that rise with time, no two the same.

@@ -7,8 +7,6 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::harness::Scenario;
 use crate::oracles::namespace::Namespace;
-use crate::oracles::persist::Persist;
-use crate::oracles::raft::Raft;
 use crate::rng::Rng;
 use crate::stats;
 use crate::world::{NodeContext, Options, World};
@@ -47,14 +45,8 @@ const READERS: u32 = 2;
 async fn run(seed: u64) {
     let drawn = Options { masters: 3, chunkservers: 1, parity: 0, ..Options::draw(seed) };
     let world = World::new(drawn.calm());
-    let (cluster, oracle) = (Cluster::default(), Namespace::default());
-    let watching = cluster.clone();
-    world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));
-    world.frames.watch(oracle.clone());
-    let raft = Raft::new(&world);
-    world.frames.watch(raft.clone());
-    cluster.appliers.add(Arc::new(raft));
-    cluster.appliers.add(Arc::new(oracle.clone()));
+    let cluster = Cluster::default();
+    let oracle = Namespace::watch(&world, &cluster);
     cluster.add(&world);
     cluster.form(&world).await;
     let calm = Arc::new(AtomicBool::new(false));

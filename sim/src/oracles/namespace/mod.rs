@@ -14,8 +14,12 @@ mod replay;
 
 use super::Applies;
 use super::linear::{self, Call, Effect, Fate, History};
+use super::persist::Persist;
+use super::raft::Raft;
+use crate::cluster::full::Cluster;
 use crate::failure::violation;
 use crate::stats;
+use crate::world::World;
 use crate::world::frames::Watcher;
 use mooseng::errno::Errno;
 use mooseng::pb::proposal::Kind as Proposal;
@@ -61,6 +65,19 @@ struct State {
 pub struct Namespace(Arc<Mutex<State>>);
 
 impl Namespace {
+    /// Watches a world's clients and the masters of `cluster`, together with the oracles of the log that it
+    /// relies on (O5, O13). Before the cluster is added to the world.
+    pub fn watch(world: &Arc<World>, cluster: &Cluster) -> Namespace {
+        let (oracle, watching) = (Namespace::default(), cluster.clone());
+        world.frames.watch(Persist::new(world, move |leader, _| watching.majority(leader)));
+        world.frames.watch(oracle.clone());
+        let raft = Raft::new(world);
+        world.frames.watch(raft.clone());
+        cluster.appliers.add(Arc::new(raft));
+        cluster.appliers.add(Arc::new(oracle.clone()));
+        oracle
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
