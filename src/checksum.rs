@@ -44,6 +44,28 @@ pub fn hole_crc(chunk: ChunkId, shard: u8, block: u32) -> u32 {
     crc32c_parts(&[b"hole", &chunk, &[shard], &block]).max(1)
 }
 
+/// What the number that stands for a block says of the bytes that were read for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Block {
+    /// They are what was written.
+    Good,
+    /// It was punched out of its replica: there is nothing to be read, whatever its bytes.
+    Hole,
+    /// They are not what was written there.
+    Bad,
+}
+
+/// Judges block `block` of a shard by its stored number `crc`, a [`block_crc`] or a [`hole_crc`].
+pub fn judge(chunk: ChunkId, shard: u8, block: u32, data: &[u8], crc: u32) -> Block {
+    if block_crc(chunk, shard, block, data) == crc {
+        Block::Good
+    } else if hole_crc(chunk, shard, block) == crc {
+        Block::Hole
+    } else {
+        Block::Bad
+    }
+}
+
 /// The CRCs of consecutive blocks of `data`, the first of which has index `first_block` in its replica
 /// ([`block_crc`]); the last block may be short.
 pub fn block_crcs(chunk: ChunkId, shard: u8, first_block: u32, data: &[u8]) -> Vec<u32> {

@@ -6,7 +6,7 @@ use crate::mark;
 use crate::namespace::HOLES_MAX;
 use crate::pb;
 use crate::seam;
-use crate::store::{Append, Blocks, ReplicaId, Status, StoreError};
+use crate::store::{Append, Blocks, ReplicaId, Status, Store, StoreError};
 use crate::wire::{Call, Handler, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -115,31 +115,37 @@ async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
     let (offset, len) = (question.offset, question.len);
     let writer = shared.found(id)?;
     let store = writer.store();
-    let status = store.status(id);
-    if status.is_some_and(|s| s.corrupt && s.length < offset.saturating_add(len)) {
+    let mut blocks = read_blocks(shared, store, id, offset, len).await?;
+    if blocks.length < offset.saturating_add(len) && store.status(id).is_some_and(|s| s.corrupt) {
         // What is missing may be readable by now; if not, what is there is the answer.
         let _ = writer.review(id).await;
+        blocks = read_blocks(shared, store, id, offset, len).await?;
     }
-    let mut found = None;
-    if len <= INLINE_READ_BYTES {
-        found = store.read_resident(id, offset, len)?;
-        seam::settle().await;
-    }
-    let blocks = match found {
-        Some(blocks) => {
-            shared.counters.resident_reads.fetch_add(1, Ordering::Relaxed);
-            blocks
-        }
-        None => {
-            let store = store.clone();
-            seam::blocking(move || store.read(id, offset, len)).await?
-        }
-    };
     let Blocks { offset, length, crcs, data } = blocks;
     add(&shared.counters.reads, 1);
     add(&shared.counters.read_bytes, data.len());
     let reply = pb::ReadReply { crcs, offset, length };
     Ok(Outgoing::new::<calls::Read>(&reply).with_payload(vec![data]))
+}
+
+/// From memory where it is resident and little, else where blocking is allowed.
+async fn read_blocks(
+    shared: &Shared,
+    store: &Arc<Store>,
+    id: ReplicaId,
+    offset: u64,
+    len: u64,
+) -> Result<Blocks, StoreError> {
+    if len <= INLINE_READ_BYTES {
+        let found = store.read_resident(id, offset, len)?;
+        seam::settle().await;
+        if let Some(blocks) = found {
+            shared.counters.resident_reads.fetch_add(1, Ordering::Relaxed);
+            return Ok(blocks);
+        }
+    }
+    let store = store.clone();
+    seam::blocking(move || store.read(id, offset, len)).await
 }
 
 /// A replica that is shorter than asked, or not here, is not sealed; the answer says how long it is.

@@ -4,7 +4,7 @@
 
 use super::handler::replica;
 use super::{Shared, add};
-use crate::checksum::{block_crc, hole_crc};
+use crate::checksum::{Block, judge};
 use crate::erasure::{Codec, Combination, Layout};
 use crate::limits::BLOCK_BYTES;
 use crate::pb;
@@ -273,11 +273,14 @@ fn verified(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> Option<Vec<boo
     if crcs.len() != data.len().div_ceil(BLOCK_BYTES) {
         return None;
     }
-    let judge = |((block, crc), index): ((&[u8], &u32), u32)| {
-        let hole = hole_crc(id.chunk, shard, index) == *crc;
-        (hole || block_crc(id.chunk, shard, index, block) == *crc).then_some(hole)
+    let hole = |((block, crc), index): ((&[u8], &u32), u32)| match judge(
+        id.chunk, shard, index, block, *crc,
+    ) {
+        Block::Good => Some(false),
+        Block::Hole => Some(true),
+        Block::Bad => None,
     };
-    data.chunks(BLOCK_BYTES).zip(crcs).zip(first..).map(judge).collect()
+    data.chunks(BLOCK_BYTES).zip(crcs).zip(first..).map(hole).collect()
 }
 
 /// Adds what follows from the pieces. What is a hole in one of them is one in all (rule A6: holes are whole

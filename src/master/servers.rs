@@ -95,7 +95,10 @@ pub(super) async fn register(
     }
     let disks: Vec<_> = request.disks.iter().map(|d| d.disk.clone()).collect();
     let current = known.as_ref().is_some_and(|row| {
-        row.address == request.address && row.labels == request.labels && row.disks == disks
+        row.address == request.address
+            && row.labels == request.labels
+            && row.disks == disks
+            && row.state() != pb::ServerState::Dead
     });
     // Found by its uuid it may not know its number: the answer to its first registration may be lost.
     let mut server = ServerId(known.as_ref().map_or(request.server, |row| row.id));
@@ -116,7 +119,6 @@ pub(super) async fn register(
     }
     if known.is_some_and(|row| row.state() == pb::ServerState::Dead) {
         crate::mark!("dead chunkserver returned");
-        set_state(shared, server, pb::ServerState::Active).await?;
     }
     let beat = Beat { at: seam::now(), incarnation: request.incarnation, disks: request.disks };
     shared.soft().servers.insert(server, beat);

@@ -105,7 +105,8 @@ impl State<'_> {
             return Err(Errno::ESTALE.into());
         }
         vet_map(&chunk, &row.holes, &cmd.holes)?;
-        for hole in cmd.holes.iter().filter(|hole| !row.holes.contains(hole)) {
+        let known = |hole: &Hole| next_hole(&row.holes, hole.from) == Some(hole);
+        for hole in cmd.holes.iter().filter(|hole| !known(hole)) {
             if self.refers_into(id, hole)? && !crate::bug!(M29) {
                 return Err(Errno::EBUSY.into());
             }

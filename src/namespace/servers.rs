@@ -103,7 +103,7 @@ impl State<'_> {
     }
 
     /// A chunkserver announces itself: an id by its uuid, its address and disks renewed. One that was
-    /// declared dead is active again; one that was removed stays so (ESTALE).
+    /// declared dead is active again, or draining as before; one that was removed stays so (ESTALE).
     pub fn register_server(&mut self, cmd: &pb::RegisterServerCmd) -> Outcome<u64> {
         if Uuid::from_bytes(&cmd.uuid).is_none() {
             return Err(Errno::EINVAL.into());
@@ -120,7 +120,7 @@ impl State<'_> {
         };
         match row.state() {
             ServerState::Removed => return Err(Errno::ESTALE.into()),
-            ServerState::Draining => {}
+            _ if row.draining => row.set_state(ServerState::Draining),
             _ => row.set_state(ServerState::Active),
         }
         row.address.clone_from(&cmd.address);
@@ -140,7 +140,14 @@ impl State<'_> {
             ServerState::Unspecified => return Err(Errno::EINVAL.into()),
             ServerState::Removed if self.has_chunks(id)? => return Err(Errno::EBUSY.into()),
             _ if row.state() == ServerState::Removed => return Err(Errno::ESTALE.into()),
-            state => row.set_state(state),
+            state => {
+                match state {
+                    ServerState::Draining => row.draining = true,
+                    ServerState::Active => row.draining = false,
+                    _ => {}
+                }
+                row.set_state(state);
+            }
         }
         self.db.put::<Servers>(&id, &row)?;
         Ok(cmd.server)

@@ -5,6 +5,7 @@ use super::log::Log;
 use super::machine::{Machine, Shared};
 use super::members::Member;
 use super::propose::{Done, Reader, Waiting};
+use super::purge::{self, Held};
 use super::receive::Receiving;
 use super::space::{Needs, Seen, Space};
 use super::types::Types;
@@ -34,6 +35,8 @@ pub struct Core<M> {
     pub raft: Raft<Types>,
     pub shared: Arc<Shared<M>>,
     pub log: Log,
+    /// Followers for which the log is kept.
+    pub held: Held,
     pub receiving: Mutex<Receiving>,
     pub changing: Mutex<()>,
     pub proposals: mpsc::Sender<Waiting>,
@@ -206,7 +209,7 @@ pub async fn watch<M: Machine>(core: Arc<Core<M>>) {
     }
 }
 
-/// Begins checkpoints, prepares log segments, watches the space on the disk, writes what waits in the log while
+/// Begins checkpoints, lets go of the log behind them, prepares log segments, watches the space on the disk, writes what waits in the log while
 /// nothing else does.
 pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
     let mut bytes_at_checkpoint = 0;
@@ -236,6 +239,7 @@ pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
             bytes_at_checkpoint = bytes;
             let _ = core.raft.trigger().snapshot().await;
         }
+        purge::purge(&core).await;
         if let Some(job) = job {
             let Some(spare) = core.shared.work.run(move || job.run()).await else { return };
             core.log.with_wal(|wal| wal.add_spare(spare));

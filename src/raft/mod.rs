@@ -9,6 +9,7 @@ mod machine;
 mod members;
 mod network;
 mod propose;
+mod purge;
 mod receive;
 mod runtime;
 mod space;
@@ -37,6 +38,7 @@ use log::Log;
 use machine::{Applier, Shared};
 use network::Peers;
 use openraft::{Config, SnapshotPolicy};
+use purge::Held;
 use space::Space;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -173,11 +175,13 @@ impl<M: Machine> RaftNode<M> {
             wal.last().map_or(LogIndex(0), |id| id.index),
         );
         let log = Log::new(wal, &config.limits, checkpointed);
+        let held = Held::default();
         let peers = Peers {
             pool,
             limits: config.limits.clone(),
             incarnation: config.incarnation,
             log: log.clone(),
+            held: held.clone(),
         };
         let raft = openraft::Raft::new(
             config.node.0,
@@ -202,6 +206,7 @@ impl<M: Machine> RaftNode<M> {
             raft,
             shared,
             log,
+            held,
             receiving: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             proposals,
@@ -443,7 +448,8 @@ fn openraft_config(config: &RaftConfig) -> Result<Config, StartError> {
         install_snapshot_timeout: ms(limits.append_deadline),
         max_payload_entries: 256,
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: limits.log_entries_kept,
+        // Its own policy never purges: `purge` does.
+        max_in_snapshot_log_to_keep: u64::MAX,
         purge_batch_size: 1,
         ..Config::default()
     }

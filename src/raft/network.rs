@@ -2,6 +2,7 @@
 
 use super::log::Log;
 use super::machine::SnapshotBody;
+use super::purge::Held;
 use super::types::{
     Master, Types, Vote, entry_bytes, id_from_pb, id_to_pb, members_to_pb, opt_id_from_pb,
     vote_from_pb, vote_to_pb,
@@ -40,6 +41,7 @@ pub struct Peers {
     pub limits: Arc<Limits>,
     pub incarnation: Uuid,
     pub log: Log,
+    pub held: Held,
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -322,6 +324,7 @@ impl RaftNetwork<Types> for Link {
         let SnapshotBody::Outgoing(view) = *snapshot.snapshot else {
             return Err(malformed("the snapshot has no rows".to_owned()).into());
         };
+        self.peers.held.begin(self.target.0, snapshot.meta.last_log_id.as_ref());
         let mut cancel = pin!(cancel);
         let mut sending = pin!(self.send_snapshot(vote, snapshot.meta, view));
         let mut beating = pin!(self.beat(vote));

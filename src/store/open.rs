@@ -6,7 +6,7 @@ use super::format::{
 use super::replica::{Fault, Progress, Replica};
 use super::superblock::{Claimed, DiskError};
 use super::{Load, Status, StoreError, is_full};
-use crate::checksum::{block_crc, hole_crc};
+use crate::checksum::{Block, judge};
 use crate::ids::Uuid;
 use crate::limits::Limits;
 use crate::mark;
@@ -448,9 +448,7 @@ fn verify_tail(file: &dyn DiskFile, id: ReplicaId, whole: u64, found: &mut Found
         for block in piece.chunks(BLOCK as usize) {
             let index = (found.length / BLOCK) as u32;
             let crc = crcs[((found.length - from) / BLOCK) as usize];
-            // A hole is one whatever is there.
-            let hole = crc == hole_crc(id.chunk, id.crc_shard(), index);
-            if !hole && block_crc(id.chunk, id.crc_shard(), index, block) != crc {
+            if judge(id.chunk, id.crc_shard(), index, block, crc) == Block::Bad {
                 return;
             }
             found.length += BLOCK;

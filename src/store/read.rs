@@ -4,7 +4,7 @@ use super::format::{self, BLOCK, ReplicaId};
 use super::open::PIECE_BYTES;
 use super::replica::{Fault, Replica};
 use super::{Store, StoreError};
-use crate::checksum::{block_crc, hole_crc};
+use crate::checksum::{Block, judge};
 use crate::limits::FRAME_PAYLOAD_BYTES_MAX;
 use crate::mark;
 use crate::seam::DiskFile;
@@ -173,10 +173,13 @@ impl Store {
             let offset = at + i as u64 * BLOCK;
             let index = (offset / BLOCK) as u32;
             let read = whole || file.read_exact_at(id.data_start() + offset, block).is_ok();
-            if readable && hole_crc(id.chunk, id.crc_shard(), index) == *crc {
-                continue;
-            }
-            if !readable || !read || block_crc(id.chunk, id.crc_shard(), index, block) != *crc {
+            let is_good = readable
+                && match judge(id.chunk, id.crc_shard(), index, block, *crc) {
+                    Block::Good => read,
+                    Block::Hole => true,
+                    Block::Bad => false,
+                };
+            if !is_good {
                 bad.push(index);
             }
         }

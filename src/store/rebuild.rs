@@ -5,7 +5,7 @@ use super::format::{self, BLOCK, Recorded, ReplicaId};
 use super::open::PIECE_BYTES;
 use super::replica::{Fault, Progress, Replica};
 use super::{Store, StoreError};
-use crate::checksum::{block_crc, block_crcs, hole_crc};
+use crate::checksum::{Block, block_crcs, hole_crc, judge};
 use crate::mark;
 use crate::seam::{DiskFile, OpenMode};
 use std::collections::BTreeSet;
@@ -143,10 +143,7 @@ impl Build {
                 .map_err(|e| StoreError::Read(format!("replica {}: {e}", self.id)))?;
             for (i, (block, crc)) in data.chunks(BLOCK as usize).zip(crcs).enumerate() {
                 let index = (first + i) as u32;
-                if hole_crc(self.id.chunk, self.id.crc_shard(), index) == *crc {
-                    continue;
-                }
-                if block_crc(self.id.chunk, self.id.crc_shard(), index, block) != *crc {
+                if judge(self.id.chunk, self.id.crc_shard(), index, block, *crc) == Block::Bad {
                     mark!("store: rebuilt replica does not read back");
                     let what = format!("replica {}: block {index} does not read back", self.id);
                     return Err(StoreError::Corrupt(what));

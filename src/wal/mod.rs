@@ -276,6 +276,11 @@ impl Wal {
         Ok(())
     }
 
+    /// Segments that hold what the log needs.
+    pub fn segments(&self) -> u64 {
+        self.segments.generation() + 1 - self.segments.first_generation()
+    }
+
     /// Forgets entries up to and including `upto`, which a durable checkpoint covers. `upto` may lie beyond
     /// the last entry: then the log goes on behind it. Segments that hold nothing else are recycled once the
     /// next sync has made this durable.

@@ -134,6 +134,8 @@ impl World {
     /// no disk.
     pub fn kill(&self, name: &str) {
         let node = self.node(name);
+        // Whoever kills it decides when it starts again, also if it has just ended by itself.
+        node.forget_exit();
         if matches!(node.power(), Power::Down | Power::Off) {
             return;
         }
@@ -159,6 +161,7 @@ impl World {
     /// A power loss with a chosen outcome.
     pub fn power_loss_as(&self, name: &str, outcome: Outcome) {
         let node = self.node(name);
+        node.forget_exit();
         if node.power() == Power::Off {
             return;
         }
@@ -260,7 +263,9 @@ impl World {
                     let (world, pause) = (self.clone(), rng.range(100, 1500));
                     tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
-                        world.restart(&name).await;
+                        if world.node(&name).has_ended() {
+                            world.restart(&name).await;
+                        }
                     });
                 }
             }

@@ -96,16 +96,27 @@ impl NodeContext {
                 && world.incarnation(&name) == incarnation
             {
                 world.kill(&name);
-                world.node(&name).shared.state().exited = true;
+                world.node(&name).shared.state().exit = Exit::Fresh;
             }
         })
     }
 }
 
+/// A process that ended by itself, as its supervisor sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    /// It did not, or somebody has killed it since.
+    No,
+    /// The supervisor has not seen it yet.
+    Fresh,
+    /// The supervisor will start it again.
+    Noticed,
+}
+
 struct State {
     power: Power,
     incarnation: u64,
-    exited: bool,
+    exit: Exit,
 }
 
 struct Shared {
@@ -129,7 +140,7 @@ impl Shared {
         let incarnation = {
             let mut state = self.state();
             state.power = Power::Up;
-            state.exited = false;
+            state.exit = Exit::No;
             state.incarnation += 1;
             state.incarnation
         };
@@ -149,7 +160,7 @@ impl Shared {
             && self.state().incarnation == incarnation
         {
             world.stop(&self.spec.name);
-            self.state().exited = true;
+            self.state().exit = Exit::Fresh;
         }
     }
 }
@@ -174,7 +185,7 @@ impl Node {
         for (index, disk) in spec.disks.iter().enumerate() {
             watch(disk, format!("{name}/{index}"));
         }
-        let state = State { power: Power::Down, incarnation: 0, exited: false };
+        let state = State { power: Power::Down, incarnation: 0, exit: Exit::No };
         let disks = Mutex::new(spec.disks.clone());
         let shared = Arc::new(Shared { spec, disks, state: Mutex::new(state), world });
         let process = shared.clone();
@@ -242,7 +253,22 @@ impl Node {
 
     /// Whether the process ended by itself since the last time this was asked.
     pub(super) fn take_exit(&self) -> bool {
-        std::mem::take(&mut self.shared.state().exited)
+        let mut state = self.shared.state();
+        let fresh = state.exit == Exit::Fresh;
+        if fresh {
+            state.exit = Exit::Noticed;
+        }
+        fresh
+    }
+
+    /// Whether it is still as [`Node::take_exit`] found it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.shared.state().exit == Exit::Noticed
+    }
+
+    /// Somebody else decides when it starts again.
+    pub(super) fn forget_exit(&self) {
+        self.shared.state().exit = Exit::No;
     }
 }
 

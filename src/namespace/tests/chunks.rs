@@ -231,6 +231,18 @@ fn servers_come_back_and_leave() {
     };
     assert_eq!(id_of(&rig.ask(Kind::RegisterServer(register.clone()))), servers[0]);
     rig.open_chunk(2, &servers[..2]).unwrap();
+    // That it was to be emptied is not forgotten while it is dead.
+    assert_eq!(state(&mut rig, servers[0], pb::ServerState::Draining), 0);
+    assert_eq!(state(&mut rig, servers[0], pb::ServerState::Dead), 0);
+    rig.ask(Kind::RegisterServer(register.clone()));
+    let now = |rig: &Rig| {
+        let row = rig.ns.db().get::<Servers>(&crate::ids::ServerId(servers[0])).unwrap();
+        row.unwrap().state()
+    };
+    assert_eq!(now(&rig), pb::ServerState::Draining);
+    assert_eq!(state(&mut rig, servers[0], pb::ServerState::Active), 0);
+    rig.ask(Kind::RegisterServer(register.clone()));
+    assert_eq!(now(&rig), pb::ServerState::Active);
     let removed = pb::ServerState::Removed;
     assert_eq!(state(&mut rig, servers[0], removed), Errno::EBUSY.get());
     assert_eq!(state(&mut rig, servers[3], removed), 0);
