@@ -120,6 +120,37 @@ fn the_bank_prints_and_writes_its_table() {
     assert_eq!(program(&["bank", "--only", "M99"]).0, 2);
 }
 
+/// A class that is left out does not strike, and the others still do.
+#[test]
+fn a_class_of_faults_is_left_out() {
+    let run = |more: &[&str]| program(&[&["run", "journal", "--seed", "4"], more].concat()).1;
+    let (all, fewer) = (run(&[]), run(&["--without", "power-loss,blackout"]));
+    assert!(all.contains("loses power") && !all.contains("\"off\""), "{all}");
+    assert!(!fewer.contains("loses power") && fewer.contains("\"off\":[\"power-loss\""), "{fewer}");
+    assert!(
+        fewer.contains("fault: one-way cut") && !fewer.contains("fault: power loss"),
+        "{fewer}"
+    );
+    assert_eq!(program(&["run", "journal", "--without", "thunder"]).0, 2);
+}
+
+#[test]
+fn the_worth_of_classes_is_printed_and_goes_on_where_it_ended() {
+    let dir = Dir::new("classes");
+    let (page, state) = (dir.file("CLASSES.md"), dir.file("state.json"));
+    let which = ["classes", "--only", "M22", "--scenario", "store_model", "--seeds", "3"];
+    let args = [&which[..], &["--state", &state, "--write", &page]].concat();
+    let (code, first) = program(&args);
+    assert_eq!(code, 0, "{first}");
+    let text = std::fs::read_to_string(&page).expect("a page");
+    assert!(text.contains("| eio-on-fsync | M22 in `store_model` |"), "{text}");
+    assert!(text.contains("- rot: struck in no run."), "{text}");
+    let (_, again) = program(&args);
+    assert!(first.contains("M22 in store_model: needs eio-on-fsync"), "{first}");
+    assert!(!again.contains("M22 in store_model: needs"), "nothing is done twice: {again}");
+    assert_eq!(program(&["classes", "--only", "M99"]).0, 2);
+}
+
 /// With `MOOSENG_BROWSER=chromium` the page is opened as well, and what its script made of it is read.
 #[test]
 fn a_timeline_shows_machines_and_the_broken_promise() {

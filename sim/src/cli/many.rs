@@ -1,6 +1,8 @@
 //! Subcommands about many runs.
 
-use mooseng_sim::harness::{Scenario, bank as harness_bank, campaign, files};
+use mooseng_sim::harness::{
+    Scenario, bank as harness_bank, campaign, classes as harness_classes, files,
+};
 use mooseng_sim::scenarios;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -69,4 +71,43 @@ pub fn bank(args: &BankArgs) -> Result<i32, String> {
         mutant.is_some_and(|mutant| mutant.seeds > 0) && !row.good()
     };
     Ok(i32::from(rows.iter().any(|row| broken(&row))))
+}
+
+/// What each class of faults is good for.
+#[derive(clap::Args)]
+pub struct ClassesArgs {
+    /// Seeds of each bug with and without each class.
+    #[arg(long, default_value_t = 25)]
+    seeds: u64,
+    /// Only this bug.
+    #[arg(long)]
+    only: Option<String>,
+    /// Only this scenario.
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Keep what is done in this file, and go on from there.
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Write the page with the tables to this file.
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+pub fn classes(args: &ClassesArgs) -> Result<i32, String> {
+    let settings = harness_classes::Settings {
+        seeds: args.seeds,
+        bug: args.only.clone(),
+        scenario: args.scenario.clone(),
+        state: args.state.clone(),
+    };
+    let rows = harness_classes::run(scenarios::MUTANTS, &settings)?;
+    if rows.is_empty() {
+        return Err("no planted bug is called that, or not in that scenario".to_owned());
+    }
+    print!("{}\n{}", harness_classes::table(&rows), harness_classes::bugs(&rows));
+    print!("\n{}", harness_classes::summary(&rows));
+    if let Some(path) = &args.write {
+        files::write(path, &harness_classes::page(&rows, &settings))?;
+    }
+    Ok(0)
 }

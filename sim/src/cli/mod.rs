@@ -7,6 +7,7 @@ mod one;
 
 use clap::{Parser, Subcommand};
 use mooseng_sim::harness::{Job, Report, Scenario};
+use mooseng_sim::plan::FaultClass;
 use mooseng_sim::scenarios;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Command {
     },
     /// Plants each bug of the bank and looks how soon it is seen.
     Bank(many::BankArgs),
+    /// Plants each bug of the bank without each class of faults, and with it alone.
+    Classes(many::ClassesArgs),
     /// Looks for the smallest fault plan and workload with which a seed still fails.
     Minimise {
         #[command(flatten)]
@@ -112,12 +115,20 @@ struct How {
     /// Switch the library's own assertions off.
     #[arg(long)]
     no_asserts: bool,
+    /// Leave these classes of faults out, for instance kill,rot; an unknown one is answered with all.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<FaultClass>,
+    /// Leave out all classes of faults but this one and what it needs.
+    #[arg(long, conflicts_with = "without")]
+    alone: Option<FaultClass>,
 }
 
 impl How {
     fn job(&self, scenario: &str) -> Job {
         let job = Job::new(scenario, self.seed).with_bug(self.bug.as_deref());
-        Job { no_asserts: self.no_asserts, ..job }
+        let without = || self.without.iter().copied().collect();
+        let off = self.alone.map_or_else(without, FaultClass::alone);
+        Job { no_asserts: self.no_asserts, off, ..job }
     }
 }
 
@@ -146,6 +157,7 @@ impl Args {
                 many::sweep(find(&scenario)?, seeds, &state, keep_going)
             }
             Command::Bank(args) => many::bank(&args),
+            Command::Classes(args) => many::classes(&args),
             Command::Minimise { which, runs, output } => {
                 one::minimise(&which.how.job(&which.scenario), runs, &output)
             }

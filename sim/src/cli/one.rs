@@ -23,7 +23,7 @@ pub fn run(job: &Job, quiet: bool, operations: bool, save: Option<&Path>) -> Res
         Recipe::of(&drawn, &report).save(path)?;
         println!("to carry it out again: mooseng-sim replay {}", path.display());
     }
-    if report.failure.is_some() && job.bug.is_none() {
+    if report.failure.is_some() && job.bug.is_none() && job.off.is_empty() {
         println!("reproduce: {}", harness::reproduce(&job.scenario, job.seed));
     }
     Ok(report.exit_code())

@@ -4,6 +4,7 @@
 //! versions in between, because a page may have been written back at any moment. Sectors not changed are the
 //! same in both images.
 
+use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -161,6 +162,11 @@ impl Content {
         self.dirty.values().filter(|dirty| !dirty.lost).count()
     }
 
+    /// Whether a power loss can change nothing.
+    pub fn synced(&self) -> bool {
+        self.dirty.is_empty() && self.durable_len == self.len()
+    }
+
     /// fdatasync.
     pub fn sync(&mut self) {
         self.durable_len = self.len();
@@ -295,7 +301,10 @@ fn survivor(
             0..=2 => durable.clone(),
             3..=5 => current.clone(),
             6 => rng.pick(&dirty.versions).clone(),
-            _ => torn(durable, current, rng),
+            _ => {
+                let torn = torn(durable, current, rng);
+                if plan::strikes(FaultClass::TornSectors) { torn } else { durable.clone() }
+            }
         },
     }
 }

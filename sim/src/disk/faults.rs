@@ -1,6 +1,7 @@
 //! What can go wrong with a simulated disk, and what did.
 
 use super::{State, gone};
+use crate::plan::{self, FaultClass};
 use crate::rng::Ratio;
 use std::io;
 use std::time::Duration;
@@ -142,7 +143,8 @@ impl State {
                 (&mut faults.next_misdirect, faults.misdirect, &mut self.counters.misdirected)
             }
         };
-        let hit = *next > 0 || self.rng.hit(ratio);
+        // What was told to happen for certain was asked about by whom told it.
+        let hit = *next > 0 || (self.rng.hit(ratio) && plan::strikes(fault.class()));
         *next = next.saturating_sub(1);
         *count += u64::from(hit);
         hit
@@ -171,4 +173,15 @@ pub(super) enum Fault {
     Write,
     Sync,
     Misdirect,
+}
+
+impl Fault {
+    fn class(self) -> FaultClass {
+        match self {
+            Fault::Read => FaultClass::EioOnRead,
+            Fault::Write => FaultClass::EioOnWrite,
+            Fault::Sync => FaultClass::EioOnFsync,
+            Fault::Misdirect => FaultClass::MisdirectedWrite,
+        }
+    }
 }

@@ -16,6 +16,7 @@ mod tests;
 pub use content::{BLOCK, Chosen, Outcome, SECTOR};
 pub use faults::{Counters, Event, Faults};
 
+use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use content::Content;
 use mooseng::seam::Disk;
@@ -56,6 +57,24 @@ struct File {
 /// The error of a disk that is gone, or of a handle whose process is.
 fn gone() -> io::Error {
     io::Error::from_raw_os_error(19) // ENODEV
+}
+
+/// A power loss of names or of content; returns what was lost. If everything is to be kept, the same numbers
+/// are drawn nevertheless, so that what comes later is the same.
+fn lose<T: Clone>(
+    what: &mut T,
+    keeps: bool,
+    power_loss: fn(&mut T, Outcome, &mut Rng, &mut usize) -> u64,
+    (outcome, rng, unit): (Outcome, &mut Rng, &mut usize),
+) -> u64 {
+    if !keeps {
+        return power_loss(what, outcome, rng, unit);
+    }
+    let mut whole = what.clone();
+    power_loss(what, outcome, rng, unit);
+    power_loss(&mut whole, Outcome::KeepAll, &mut rng.clone(), &mut 0);
+    *what = whole;
+    0
 }
 
 fn no_such_file() -> io::Error {
@@ -147,9 +166,14 @@ impl SimDisk {
         let mut state = self.state();
         let State { rng, files, names, counters, .. } = &mut *state;
         let mut unit = 0;
-        counters.names_lost += names.power_loss(outcome, rng, &mut unit);
+        let keeps = names.pending() > 0 && !plan::strikes(FaultClass::LostNames);
+        let loss = (outcome, &mut *rng, &mut unit);
+        counters.names_lost += lose(names, keeps, Names::power_loss, loss);
+        let unsynced = files.values().any(|file| !file.content.synced());
+        let keeps = unsynced && !plan::strikes(FaultClass::LostSectors);
         for file in files.values_mut() {
-            counters.sectors_lost += file.content.power_loss(outcome, rng, &mut unit);
+            let loss = (outcome, &mut *rng, &mut unit);
+            counters.sectors_lost += lose(&mut file.content, keeps, Content::power_loss, loss);
             file.open = 0;
         }
         counters.power_losses += 1;

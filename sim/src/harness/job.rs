@@ -1,7 +1,8 @@
 //! What one process is to run.
 
-use crate::plan::Plan;
+use crate::plan::{FaultClass, Plan};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,13 +17,16 @@ pub struct Job {
     pub no_asserts: bool,
     /// Faults and workload to carry out instead of drawing them.
     pub plan: Option<Plan>,
+    /// Classes of faults to leave out.
+    #[serde(default)]
+    pub off: BTreeSet<FaultClass>,
 }
 
 impl Job {
     /// This seed, and nothing else.
     pub fn new(scenario: &str, seed: u64) -> Job {
         let scenario = scenario.to_owned();
-        Job { scenario, seed, bug: None, no_asserts: false, plan: None }
+        Job { scenario, seed, bug: None, no_asserts: false, plan: None, off: BTreeSet::new() }
     }
 
     /// The same with a planted bug.

@@ -3,6 +3,7 @@
 pub mod bank;
 pub mod campaign;
 mod child;
+pub mod classes;
 pub mod files;
 mod job;
 pub mod minimise;

@@ -2,7 +2,7 @@
 
 use super::{Job, Scenario};
 use crate::failure::{self, Failure, Kind};
-use crate::plan::{self, Plan};
+use crate::plan::{self, FaultClass, Plan};
 use crate::{stats, trace};
 use madsim::runtime::Runtime;
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,8 @@ pub struct Report {
     pub counts: BTreeMap<String, u64>,
     /// Marks of rare branches.
     pub marks: BTreeMap<String, u64>,
+    /// Classes of faults that struck, and how often.
+    pub classes: BTreeMap<FaultClass, u64>,
     /// How it failed.
     pub failure: Option<Failure>,
     /// What was injected and done, of a run that failed.
@@ -49,6 +51,7 @@ impl Report {
             simulated_ms: 0,
             counts: BTreeMap::new(),
             marks: BTreeMap::new(),
+            classes: BTreeMap::new(),
             failure: None,
             plan: None,
         }
@@ -64,6 +67,7 @@ impl Report {
 pub fn run_here(scenario: &Scenario, job: &Job) -> Report {
     mooseng::marks::plant(job.bug.as_deref());
     mooseng::marks::assert_invariants(!job.no_asserts);
+    plan::leave_out(job.off.clone());
     if let Some(plan) = &job.plan {
         plan::give(plan.clone());
     }
@@ -86,6 +90,7 @@ pub fn run_here(scenario: &Scenario, job: &Job) -> Report {
         simulated_ms: trace::last_ns() / 1_000_000,
         counts: stats::all(),
         marks: mooseng::marks::hits().into_iter().map(|(name, n)| (name.to_owned(), n)).collect(),
+        classes: plan::struck(),
         plan: failure.is_some().then(plan::recorded),
         failure,
         ..Report::empty(job)

@@ -13,6 +13,7 @@
 //! It does not check rot, misdirected writes (their CRCs are the readers' business), nor several threads.
 
 use crate::disk::SimDisk;
+use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use bytes::Bytes;
 use mooseng::checksum::{block_crcs, hole_crc};
@@ -114,8 +115,9 @@ impl Life {
             68..78 => self.read(),
             78..84 => self.misplace(),
             84..88 => self.full_disk(),
-            88..92 => self.restart(false),
-            92..97 => self.restart(true),
+            88..92 if plan::strikes(FaultClass::Kill) => self.restart(false),
+            92..97 if plan::strikes(FaultClass::PowerLoss) => self.restart(true),
+            88..97 => Ok(()),
             _ => self.failing_sync(),
         }
     }
@@ -283,7 +285,8 @@ impl Life {
 
     /// Another program fills the disk just now.
     fn full_disk(&mut self) -> Result<(), String> {
-        self.disk.set_faults(|faults| faults.next_enospc = 1);
+        let full = plan::strikes(FaultClass::FullDisk);
+        self.disk.set_faults(|faults| faults.next_enospc = u32::from(full));
         let done = self.append();
         self.disk.set_faults(|faults| faults.next_enospc = 0);
         done
@@ -333,7 +336,8 @@ impl Life {
     /// A failed sync ends the disk's use; what it promised before holds after the next start.
     fn failing_sync(&mut self) -> Result<(), String> {
         let Some((id, known)) = self.any() else { return Ok(()) };
-        if known.sealed || known.durable == known.length {
+        let nothing = known.sealed || known.durable == known.length;
+        if nothing || !plan::strikes(FaultClass::EioOnFsync) {
             return Ok(());
         }
         self.disk.set_faults(|faults| faults.next_sync_eio = 1);
@@ -346,7 +350,7 @@ impl Life {
                 Err(format!("a failed sync of {id} was answered with {durable}"))
             }
             Err(_) if !self.store.failed() => Err("a disk that failed is still in use".to_owned()),
-            Err(_) => self.restart(true),
+            Err(_) => self.restart(plan::strikes(FaultClass::PowerLoss)),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! It does not check what the log above makes of a checkpoint, nor time, nor several threads.
 
 use crate::disk::{Chosen, Faults, Outcome, SimDisk};
+use crate::plan::{self, FaultClass};
 use crate::rng::{Ratio, Rng};
 use mooseng::limits::Limits;
 use mooseng::pb;
@@ -284,15 +285,12 @@ fn survive(
     expected: &[&Point],
     seed: u64,
 ) -> Result<u64, String> {
-    match fate {
-        Some(outcome) => disk.power_loss_as(outcome),
-        None => disk.crash(),
-    }
+    lose(disk, fate);
     let life = Life::open(disk.handle(1), limits(seed), expected)?;
     let found = life.acknowledged.clone();
     disk.fence(2);
     drop(life);
-    disk.power_loss();
+    lose(disk, Some(Outcome::Mixed));
     let mut life = Life::open(disk.handle(2), limits(seed), &[&found])
         .map_err(|error| format!("after a second power loss: {error}"))?;
     let mut more = program(&mut Rng::new(seed), 12);
@@ -301,10 +299,18 @@ fn survive(
     let reached = life.acknowledged.clone();
     disk.fence(3);
     drop(life);
-    disk.power_loss_as(Outcome::DropAll);
+    lose(disk, Some(Outcome::DropAll));
     Life::open(disk.handle(3), limits(seed), &[&reached])
         .map_err(|error| format!("after going on: {error}"))?;
     Ok(found.0)
+}
+
+/// A power loss, or the end of the process.
+fn lose(disk: &Arc<SimDisk>, fate: Option<Outcome>) {
+    match fate {
+        Some(outcome) if plan::strikes(FaultClass::PowerLoss) => disk.power_loss_as(outcome),
+        _ => disk.crash(),
+    }
 }
 
 /// Runs a program on a disk that fails, lies and rots now and then: each step is right or refused.
@@ -320,7 +326,10 @@ pub fn bad_disk(seed: u64, steps: usize) -> Result<Report, String> {
     for (step, index) in program.iter().zip(1..) {
         if rng.chance(1, 25) {
             let len = disk.written(PATH).map_or(0, |bytes| bytes.len() as u64);
-            disk.rot(PATH, rng.below(len), 1 << rng.below(8));
+            let (at, mask) = (rng.below(len), 1 << rng.below(8));
+            if plan::strikes(FaultClass::Rot) {
+                disk.rot(PATH, at, mask);
+            }
         }
         let stepped = life.step(step, index);
         points.extend(life.attempted.clone());
@@ -330,7 +339,7 @@ pub fn bad_disk(seed: u64, steps: usize) -> Result<Report, String> {
             report.refusals += 1;
             incarnation += 1;
             disk.fence(incarnation);
-            disk.power_loss();
+            lose(&disk, Some(Outcome::Mixed));
             let Some(reopened) = reopen(&disk, seed, incarnation, &points)? else {
                 return Ok(report);
             };

@@ -11,6 +11,7 @@
 //! It does not check what Raft makes of the log, nor time.
 
 use crate::disk::{Chosen, Outcome, SimDisk};
+use crate::plan::{self, FaultClass};
 use crate::rng::{Ratio, Rng};
 use mooseng::ids::{LogIndex, NodeId, Term};
 use mooseng::limits::Limits;
@@ -341,8 +342,8 @@ fn survive(
 fn lose(disk: &Arc<SimDisk>, fate: Option<Outcome>, incarnation: u64) {
     disk.fence(incarnation);
     match fate {
-        Some(outcome) => disk.power_loss_as(outcome),
-        None => disk.crash(),
+        Some(outcome) if plan::strikes(FaultClass::PowerLoss) => disk.power_loss_as(outcome),
+        _ => disk.crash(),
     }
     disk.revive();
 }
@@ -397,7 +398,7 @@ pub fn rot_everywhere(seed: u64, steps: usize, stride: usize) -> Result<Report, 
         for at in (0..len).step_by(stride) {
             let copy = disk.duplicate(seed);
             copy.fence(5);
-            if !copy.rot(&path, at as u64, 0x10) {
+            if !plan::strikes(FaultClass::Rot) || !copy.rot(&path, at as u64, 0x10) {
                 continue;
             }
             let Ok(found) = wal::inspect(copy.handle(5).as_ref()) else {

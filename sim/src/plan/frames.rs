@@ -1,5 +1,6 @@
 //! Faults of single frames, named so that the name outlives changes elsewhere in the run.
 
+use super::FaultClass;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -32,6 +33,20 @@ pub enum Fate {
     Cut,
     /// Its handler is dropped after so many polls.
     DroppedAfter(u32),
+}
+
+impl Fate {
+    /// The class that it belongs to, of a request or a reply.
+    pub fn class(self, request: bool) -> FaultClass {
+        match self {
+            Fate::Lost if request => FaultClass::RequestLost,
+            Fate::Lost => FaultClass::ReplyLost,
+            Fate::Doubled => FaultClass::FrameDoubled,
+            Fate::LateMs(_) => FaultClass::FrameDelayed,
+            Fate::Cut => FaultClass::ConnectionCut,
+            Fate::DroppedAfter(_) => FaultClass::HandlerDropped,
+        }
+    }
 }
 
 /// One fault.

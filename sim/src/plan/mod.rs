@@ -4,15 +4,17 @@
 //!
 //! One process runs one seed, so this state is the process's.
 
+mod classes;
 mod frames;
 mod strikes;
 
+pub use classes::FaultClass;
 pub use frames::{Fate, FrameFault, FrameKey};
 pub use strikes::{Planned, Strike};
 
 use crate::world::Options;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -56,6 +58,21 @@ struct State {
     /// The given plan's frame faults.
     fates: BTreeMap<(FrameKey, u64), Fate>,
     healed: bool,
+    /// Classes of faults that are left out.
+    off: BTreeSet<FaultClass>,
+    /// How often each class struck.
+    struck: BTreeMap<FaultClass, u64>,
+}
+
+impl State {
+    /// Whether a fault of this class may strike, which it then does.
+    fn strikes(&mut self, class: FaultClass) -> bool {
+        let on = !self.off.contains(&class);
+        if on {
+            *self.struck.entry(class).or_default() += 1;
+        }
+        on
+    }
 }
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -82,11 +99,43 @@ pub fn give(plan: Plan) {
     state.given = Some(plan);
 }
 
+/// Leaves these classes of faults out; call before the run begins.
+pub fn leave_out(classes: BTreeSet<FaultClass>) {
+    lock().state().off = classes;
+}
+
+/// A fault of this class is about to strike: whether it may.
+pub fn strikes(class: FaultClass) -> bool {
+    lock().state().strikes(class)
+}
+
+/// Whether faults of this class may strike.
+pub fn permits(class: FaultClass) -> bool {
+    !lock().state().off.contains(&class)
+}
+
+/// How often each class of faults struck.
+pub fn struck() -> BTreeMap<FaultClass, u64> {
+    lock().state().struck.clone()
+}
+
 /// The options to run with: the given plan's, or those drawn.
 pub fn options(drawn: Options) -> Options {
     let mut guard = lock();
     let state = guard.state();
-    let options = state.given.as_ref().and_then(|plan| plan.options.clone()).unwrap_or(drawn);
+    let given = state.given.as_ref().and_then(|plan| plan.options.clone());
+    let mut options = given.unwrap_or(drawn);
+    options.off.append(&mut state.off);
+    state.off.clone_from(&options.off);
+    let clock = &mut options.clock;
+    for (most, class) in [
+        (&mut clock.offset_ms_max, FaultClass::ClockOffset),
+        (&mut clock.drift_ppm_max, FaultClass::ClockDrift),
+    ] {
+        if *most > 0 && !state.strikes(class) {
+            *most = 0;
+        }
+    }
     state.recorded.options = Some(options.clone());
     options
 }
@@ -124,6 +173,9 @@ pub fn frame_fate(key: FrameKey, draw: impl FnOnce() -> Option<Fate>) -> Option<
         Some(_) => state.fates.get(&at).copied(),
         None => draw(),
     }?;
+    if !state.strikes(fate.class(at.0.request)) {
+        return None;
+    }
     state.recorded.frames.push(FrameFault { frame: at.0, nth, fate });
     Some(fate)
 }

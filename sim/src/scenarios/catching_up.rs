@@ -8,6 +8,7 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::stuck;
 use crate::harness::Scenario;
+use crate::plan::{self, FaultClass};
 use crate::stats;
 use crate::world::{NetOptions, Options, Role, World};
 use mooseng::client::{Client, NewFile};
@@ -65,10 +66,15 @@ async fn run(seed: u64) {
     let leader = cluster.leader_name(&world).expect("a calm day");
     let mut others = world.names(Role::Master);
     others.retain(|name| *name != leader);
-    world.kill(&others[0]);
+    let kills = plan::strikes(FaultClass::Kill);
+    if kills {
+        world.kill(&others[0]);
+    }
     until(&made, BEFORE + MEANWHILE, 120).await;
     world.restart(&others[0]).await;
-    world.kill(&others[1]);
+    if kills {
+        world.kill(&others[1]);
+    }
     let lost_at = made.load(Ordering::Relaxed);
     until(&made, lost_at + 5, 60).await;
     stats::count("made after the loss");

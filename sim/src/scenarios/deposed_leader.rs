@@ -7,6 +7,7 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::harness::Scenario;
 use crate::oracles::namespace::Namespace;
+use crate::plan::FaultClass;
 use crate::rng::Rng;
 use crate::stats;
 use crate::world::{NodeContext, Options, World};
@@ -79,7 +80,8 @@ async fn strike(world: &Arc<World>, cluster: &Cluster, rng: &mut Rng, number: u6
     let (kill, ms) = (rng.chance(1, 3), rng.range(800, 2_500));
     let reader = format!("c{}", WRITERS + rng.range(1, u64::from(READERS) + 1) as u32);
     let what = if kill { "fault: leader killed" } else { "fault: leader cut off with a reader" };
-    if !plan::damages(number, what) {
+    let class = if kill { FaultClass::Kill } else { FaultClass::Partition };
+    if !plan::damages(number, what) || !plan::strikes(class) {
         return;
     }
     stats::count(what);

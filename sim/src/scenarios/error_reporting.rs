@@ -10,6 +10,7 @@ use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::reporting::Description;
+use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use crate::stats;
 use crate::world::{NodeContext, Options, Role, World};
@@ -164,8 +165,16 @@ impl Writer {
         let bytes = vec![number as u8 + 1; len];
         match (self.loses, self.rng.chance(1, 2)) {
             (Loses::Disks, _) => self.fail_disks(&mut open, &bytes).await,
-            (_, true) => self.lose_session(&mut open, &bytes).await,
-            (_, false) => self.lose_servers(&mut open, &bytes).await,
+            (_, true) if plan::strikes(FaultClass::ClientFrozen) => {
+                self.lose_session(&mut open, &bytes).await;
+            }
+            (_, false) if plan::strikes(FaultClass::Kill) => {
+                self.lose_servers(&mut open, &bytes).await;
+            }
+            _ => {
+                let written = self.client.write(open[0].handle, 0, bytes.clone().into()).await;
+                self.must("write", written);
+            }
         }
         self.rng.shuffle(&mut open);
         for one in &mut open {

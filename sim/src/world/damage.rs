@@ -9,6 +9,7 @@ use super::World;
 use super::inject::later;
 use super::node::{Power, Role};
 use crate::disk::SimDisk;
+use crate::plan::FaultClass;
 use crate::rng::{Ratio, Rng};
 use crate::{plan, stats, trace};
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,31 @@ impl DamageKind {
         DamageKind::Drain,
         DamageKind::LongAway,
     ];
+
+    /// The class that it belongs to.
+    pub fn class(self) -> FaultClass {
+        match self {
+            DamageKind::BlackHole => FaultClass::BlackHole,
+            DamageKind::HalfOpen => FaultClass::HalfOpen,
+            DamageKind::SyncEio => FaultClass::EioOnFsync,
+            DamageKind::WriteEio => FaultClass::EioOnWrite,
+            DamageKind::ReadEio => FaultClass::EioOnRead,
+            DamageKind::MasterEio => FaultClass::MasterEio,
+            DamageKind::FullDisk => FaultClass::FullDisk,
+            DamageKind::Rot => FaultClass::Rot,
+            DamageKind::Misdirect => FaultClass::MisdirectedWrite,
+            DamageKind::LoseDisk => FaultClass::DiskLost,
+            DamageKind::OldDisk => FaultClass::OldDisk,
+            DamageKind::Freeze => FaultClass::ClientFrozen,
+            DamageKind::LoseMaster => FaultClass::MasterWiped,
+            DamageKind::AddMaster => FaultClass::MasterAdded,
+            DamageKind::AddServer => FaultClass::ServerAdded,
+            DamageKind::Misread => FaultClass::MisdirectedRead,
+            DamageKind::BareMaster => FaultClass::MasterBare,
+            DamageKind::Drain => FaultClass::Drain,
+            DamageKind::LongAway => FaultClass::LongAway,
+        }
+    }
 
     /// The counter that shows that it was injected.
     pub fn counter(self) -> &'static str {
@@ -182,7 +208,9 @@ pub async fn damage(world: Arc<World>, operator: Arc<dyn Operator>, time: Durati
             return;
         }
         let kind = *hand.rng.pick(&options.kinds);
-        if plan::damages(number, kind.counter()) && hand.strike(kind) {
+        if plan::permits(kind.class()) && plan::damages(number, kind.counter()) && hand.strike(kind)
+        {
+            plan::strikes(kind.class());
             stats::count(kind.counter());
         }
     }
@@ -466,7 +494,7 @@ impl Hand {
         let name = self.rng.pick(&self.victims).clone();
         let (world, mut rng, end) = (self.world.clone(), self.rng.fork("rot"), self.end);
         later(ms, async move {
-            if trace::now_ns() >= end {
+            if trace::now_ns() >= end || !plan::strikes(FaultClass::Rot) {
                 return;
             }
             trace::say(trace::Kind::Disk, &name, "everything rots");

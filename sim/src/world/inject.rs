@@ -3,7 +3,7 @@
 
 use super::node::{Power, Role};
 use super::{FaultKind, World};
-use crate::plan::{Planned, Strike};
+use crate::plan::{FaultClass, Planned, Strike};
 use crate::rng::{Ratio, Rng};
 use crate::trace::Kind;
 use crate::{plan, stats, trace};
@@ -136,8 +136,22 @@ fn draw(world: &World, budget: &Budget, kinds: &[FaultKind], rng: &mut Rng) -> O
         },
         FaultKind::SlowDisk => slow_disk(world, rng)?,
     };
+    if !plan::strikes(kind.class()) {
+        return None;
+    }
     stats::count(kind.counter());
-    Some(strike)
+    Some(without_manners(strike))
+}
+
+/// The strike as it is if its manner is left out.
+fn without_manners(strike: Strike) -> Strike {
+    match strike {
+        Strike::Down { node, power, inside: Some(at), back_ms } => {
+            let inside = plan::strikes(FaultClass::InsideCall).then_some(at);
+            Strike::Down { node, power, inside, back_ms }
+        }
+        other => other,
+    }
 }
 
 /// A running machine whose role has room in the budget.

@@ -1,9 +1,11 @@
 //! Everything that a run may choose, drawn from the seed into one struct that is printed whole.
 
 use super::damage::DamageOptions;
+use crate::plan::FaultClass;
 use crate::rng::{Ratio, Rng};
 use mooseng::limits::Limits;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A run's choices.
@@ -34,6 +36,9 @@ pub struct Options {
     /// Damage beyond crashes.
     #[serde(default)]
     pub damage: DamageOptions,
+    /// Classes of faults that are left out although they are drawn.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub off: BTreeSet<FaultClass>,
 }
 
 /// Latency of messages, and what happens to single frames.
@@ -115,6 +120,22 @@ impl FaultKind {
         FaultKind::SlowDisk,
     ];
 
+    /// The class that it belongs to.
+    pub fn class(self) -> FaultClass {
+        match self {
+            FaultKind::Kill => FaultClass::Kill,
+            FaultKind::PowerLoss => FaultClass::PowerLoss,
+            FaultKind::Blackout => FaultClass::Blackout,
+            FaultKind::Pause => FaultClass::Pause,
+            FaultKind::Partition => FaultClass::Partition,
+            FaultKind::OneWay => FaultClass::OneWayCut,
+            FaultKind::Isolate => FaultClass::Isolation,
+            FaultKind::Lag => FaultClass::Lag,
+            FaultKind::ClockStep => FaultClass::ClockStep,
+            FaultKind::SlowDisk => FaultClass::SlowDisk,
+        }
+    }
+
     /// The counter that shows that it was injected.
     pub fn counter(self) -> &'static str {
         match self {
@@ -156,6 +177,7 @@ impl Options {
             },
             faults: FaultOptions { pause_ms: rng.range(150, 1_500), kinds },
             damage: DamageOptions::default(),
+            off: BTreeSet::new(),
         }
     }
 
@@ -212,7 +234,7 @@ impl NetOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use crate::world::damage::DamageKind;
 
     #[test]
     fn every_kind_is_on_in_some_run_and_off_in_some() {
@@ -223,6 +245,14 @@ mod tests {
         }
         let masters: BTreeSet<u32> = runs.iter().map(|run| run.masters).collect();
         assert_eq!(masters, BTreeSet::from([1, 3, 5]));
+    }
+
+    #[test]
+    fn every_kind_has_a_class_of_its_own() {
+        let kinds = FaultKind::ALL.map(FaultKind::class).into_iter();
+        let classes: BTreeSet<FaultClass> =
+            kinds.chain(DamageKind::ALL.map(DamageKind::class)).collect();
+        assert_eq!(classes.len(), FaultKind::ALL.len() + DamageKind::ALL.len());
     }
 
     #[test]
