@@ -1,5 +1,6 @@
 //! A leader is cut off together with a client that only looks, while others change names with its successor; or
-//! it is killed and comes back at once, before it has applied again what it had committed.
+//! it is killed and comes back at once, before it has applied again what it had committed; or it is cut off from the
+//! other masters only, and killed with entries in its log that nobody else has and nobody will commit.
 //!
 //! Checked: O1 (nobody is answered from a state that had ended before the question), O4, O5, O13 (log, votes).
 //! Not checked: file data; how long anybody waits.
@@ -10,7 +11,7 @@ use crate::oracles::namespace::Namespace;
 use crate::plan::FaultClass;
 use crate::rng::Rng;
 use crate::stats;
-use crate::world::{NodeContext, Options, World};
+use crate::world::{NodeContext, Options, Role, World};
 use crate::{plan, trace};
 use mooseng::client::{Client, NewNode};
 use mooseng::errno::Errno;
@@ -31,6 +32,7 @@ pub const SCENARIO: Scenario = Scenario {
         "O1 reads checked",
         "fault: leader cut off with a reader",
         "fault: leader killed",
+        "fault: leader cut off and killed",
     ],
     run: |seed| Box::pin(run(seed)),
 };
@@ -77,23 +79,34 @@ async fn run(seed: u64) {
 
 async fn strike(world: &Arc<World>, cluster: &Cluster, rng: &mut Rng, number: u64) {
     let Some(leader) = cluster.leader_name(world) else { return };
-    let (kill, ms) = (rng.chance(1, 3), rng.range(800, 2_500));
+    let (kind, ms) = (rng.range(0, 6), rng.range(800, 2_500));
     let reader = format!("c{}", WRITERS + rng.range(1, u64::from(READERS) + 1) as u32);
-    let what = if kill { "fault: leader killed" } else { "fault: leader cut off with a reader" };
-    let class = if kill { FaultClass::Kill } else { FaultClass::Partition };
-    if !plan::damages(number, what) || !plan::strikes(class) {
+    let (what, cut, kill) = match kind {
+        0 | 1 => ("fault: leader killed", false, true),
+        2 => ("fault: leader cut off and killed", true, true),
+        _ => ("fault: leader cut off with a reader", true, false),
+    };
+    let left_out =
+        cut && !plan::strikes(FaultClass::Partition) || kill && !plan::strikes(FaultClass::Kill);
+    if !plan::damages(number, what) || left_out {
         return;
     }
     stats::count(what);
-    if kill {
+    if !cut {
         world.kill(&leader);
         tokio::time::sleep(Duration::from_millis(ms % 30)).await;
         return world.restart(&leader).await;
     }
-    let apart = [leader, reader];
-    let mut rest = world.all_names();
+    let apart = if kill { vec![leader.clone()] } else { vec![leader.clone(), reader] };
+    let mut rest = if kill { world.names(Role::Master) } else { world.all_names() };
     rest.retain(|name| !apart.contains(name));
     world.cut(&apart, &rest);
+    if kill {
+        // Long enough for the writers' next changes to reach it, too short for it to know that it leads no more.
+        tokio::time::sleep(Duration::from_millis(ms % 100 + 50)).await;
+        world.kill(&leader);
+        world.restart(&leader).await;
+    }
     tokio::time::sleep(Duration::from_millis(ms)).await;
     world.join(&apart, &rest);
 }
