@@ -7,14 +7,17 @@ compile_error!(
     "the feature `sim` needs --cfg madsim, which .cargo/config.toml sets; a set RUSTFLAGS overrides it: unset it"
 );
 
+pub mod decoders;
 pub mod disk_conformance;
 mod draw;
 mod generate;
 pub mod machine;
+mod mem_disk;
 mod model;
 mod ops;
 
 pub use draw::{Draw, SplitMix, Tape};
 pub use generate::{OpGen, Weights};
+pub use mem_disk::MemDisk;
 pub use model::{ModelFs, Node};
 pub use ops::{FsOp, FsOut, Ino, Kind, Stat};

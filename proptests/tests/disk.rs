@@ -60,6 +60,14 @@ mod real {
         }
     }
 }
+
+#[test]
+fn the_disk_in_memory_conforms() {
+    use mooseng::seam::Disk;
+    let disk: std::sync::Arc<dyn Disk> = std::sync::Arc::new(mooseng_proptests::MemDisk::default());
+    mooseng_proptests::disk_conformance::conformance(&disk);
+}
+
 #[cfg(feature = "sim")]
 #[test]
 fn the_simulated_disk_conforms() {

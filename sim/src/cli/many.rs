@@ -79,6 +79,9 @@ pub struct ClassesArgs {
     /// Seeds of each bug with and without each class.
     #[arg(long, default_value_t = 25)]
     seeds: u64,
+    /// More, up to so many, for a bug that those do not see often enough.
+    #[arg(long, default_value_t = 100)]
+    seeds_max: u64,
     /// Only this bug.
     #[arg(long)]
     only: Option<String>,
@@ -96,6 +99,7 @@ pub struct ClassesArgs {
 pub fn classes(args: &ClassesArgs) -> Result<i32, String> {
     let settings = harness_classes::Settings {
         seeds: args.seeds,
+        seeds_max: args.seeds_max,
         bug: args.only.clone(),
         scenario: args.scenario.clone(),
         state: args.state.clone(),

@@ -3,7 +3,8 @@
 //!
 //! Each bug in its scenario, over the same seeds: with every class; with none; and, for each class that struck in
 //! all runs that saw the bug, without this one, and with this one alone. A class that did not strike in one of
-//! those runs is not needed: the run without it is the same one.
+//! those runs is not needed: the run without it is the same one. A bug that is seen too seldom proves nothing: any
+//! change of a run may hide it.
 
 use super::{Job, Mutant, Report, files, pool};
 use crate::plan::FaultClass;
@@ -13,7 +14,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Runs with every class that see the bug, of which the classes that struck are taken.
+/// Runs with every class that must see the bug. By chance alone, as many seeds without a class would all miss
+/// it once in twenty times.
 const SAMPLES: usize = 3;
 
 /// How to look.
@@ -21,6 +23,8 @@ const SAMPLES: usize = 3;
 pub struct Settings {
     /// Seeds, from 1.
     pub seeds: u64,
+    /// Of a bug that so few do not see often enough: as many as do, but at most so many.
+    pub seeds_max: u64,
     /// Only this bug.
     pub bug: Option<String>,
     /// Only this scenario.
@@ -56,9 +60,11 @@ pub struct Row {
     pub about: String,
     /// The scenario.
     pub scenario: String,
-    /// With every class.
+    /// With every class: the first that saw it.
     pub all: Seen,
-    /// With none; not tried if it is not seen with all.
+    /// Seeds that saw it with every class, until there were enough, and how many were tried for that.
+    pub often: (u64, u64),
+    /// With none; not tried if it is not seen often enough with all.
     pub none: Seen,
     /// Each class that struck in all of the runs that saw it; empty if it is seen with none.
     pub classes: BTreeMap<FaultClass, Pair>,
@@ -69,6 +75,11 @@ pub struct Row {
 }
 
 impl Row {
+    /// Whether it is seen often enough for what is said of its classes.
+    pub fn enough(&self) -> bool {
+        self.often.0 >= SAMPLES as u64
+    }
+
     /// Classes without which the bug is not seen.
     pub fn needs(&self) -> impl Iterator<Item = FaultClass> {
         self.seen_by(|pair| pair.without.by.is_none())
@@ -95,7 +106,10 @@ impl Row {
         };
         let (bug, scenario) = (&self.bug, &self.scenario);
         match (&self.all.by, &self.none.by) {
-            (None, _) => format!("{bug} in {scenario}: not seen by {} seeds", self.all.tried),
+            _ if !self.enough() => format!(
+                "{bug} in {scenario}: seen by {} of {} seeds, too seldom",
+                self.often.0, self.often.1
+            ),
             (_, Some((seed, oracle))) => {
                 format!("{bug} in {scenario}: seen by {oracle} without any fault, seed {seed}")
             }
@@ -118,6 +132,7 @@ fn names(classes: &[FaultClass]) -> String {
 struct Look<'a> {
     mutant: &'a Mutant,
     seeds: u64,
+    seeds_max: u64,
     run: &'a dyn Fn(&Job) -> Report,
     row: Row,
     /// Seeds that saw it with every class.
@@ -125,14 +140,18 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn new(mutant: &'a Mutant, seeds: u64, run: &'a dyn Fn(&Job) -> Report) -> Look<'a> {
+    fn new(
+        mutant: &'a Mutant,
+        (seeds, seeds_max): (u64, u64),
+        run: &'a dyn Fn(&Job) -> Report,
+    ) -> Look<'a> {
         let row = Row {
             bug: mutant.bug.to_owned(),
             about: mutant.about.to_owned(),
             scenario: mutant.scenario.to_owned(),
             ..Row::default()
         };
-        Look { mutant, seeds, run, row, good: Vec::new() }
+        Look { mutant, seeds, seeds_max, run, row, good: Vec::new() }
     }
 
     /// The report of a run that saw the bug, and not something that is there without it.
@@ -165,7 +184,8 @@ impl<'a> Look<'a> {
 
     fn whole(mut self) -> Row {
         let mut struck: Option<BTreeSet<FaultClass>> = None;
-        for seed in 1..=self.seeds {
+        for seed in 1..=self.seeds.max(self.seeds_max) {
+            self.row.often.1 = seed;
             let (oracle, report) = self.sees(seed, &BTreeSet::new());
             let here: BTreeSet<FaultClass> = report.classes.keys().copied().collect();
             self.row.struck.extend(&here);
@@ -175,14 +195,13 @@ impl<'a> Look<'a> {
             }
             struck = Some(struck.map_or(here.clone(), |other| &other & &here));
             self.good.push(seed);
+            self.row.often.0 += 1;
             if self.good.len() == SAMPLES {
                 break;
             }
         }
-        let Some(struck) = struck else {
-            self.row.all.tried = self.seeds;
-            return self.row;
-        };
+        let Some(struck) = struck.filter(|_| self.row.enough()) else { return self.row };
+        self.seeds = self.seeds.max(self.row.often.1);
         self.row.none = self.first(&FaultClass::ALL.into());
         if self.row.none.by.is_none() {
             for class in struck {
@@ -199,13 +218,14 @@ impl<'a> Look<'a> {
 #[derive(Default, Serialize, Deserialize)]
 struct State {
     build: String,
-    seeds: u64,
+    seeds: (u64, u64),
     rows: Vec<Row>,
 }
 
 impl State {
     fn load(settings: &Settings) -> Result<State, String> {
-        let fresh = State { build: files::build()?, seeds: settings.seeds, rows: vec![] };
+        let seeds = (settings.seeds, settings.seeds_max);
+        let fresh = State { build: files::build()?, seeds, rows: vec![] };
         let text = match &settings.state {
             Some(path) => files::read_if_there(path)?,
             None => None,
@@ -238,8 +258,9 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Result<Vec<Row>, String> 
         .filter(|mutant| !state.rows.iter().any(|row| of(row, mutant)))
         .collect();
     let state = Mutex::new(state);
+    let seeds = (settings.seeds, settings.seeds_max);
     let done = pool::map(&left, |mutant| {
-        let row = Look::new(mutant, settings.seeds, &|job| pool::run(job).report).whole();
+        let row = Look::new(mutant, seeds, &|job| pool::run(job).report).whole();
         eprintln!("{}", row.say());
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         state.rows.push(row);
@@ -282,10 +303,10 @@ pub fn summary(rows: &[Row]) -> String {
     let worth = worth(rows);
     let count = |is: &dyn Fn(&Worth) -> bool| worth.values().filter(|worth| is(worth)).count();
     let calm = rows.iter().filter(|row| row.none.by.is_some()).count();
-    let missed = rows.iter().filter(|row| row.all.by.is_none()).count();
+    let missed = rows.iter().filter(|row| !row.enough()).count();
     format!(
         "{} classes: {} are needed by a planted bug, {} more show one alone, {} never struck; of {} bugs in their \
-         scenarios {calm} are seen without any fault, {missed} not at all\n",
+         scenarios {calm} are seen without any fault, {missed} too seldom\n",
         worth.len(),
         count(&|worth| !worth.needed.is_empty()),
         count(&|worth| worth.needed.is_empty() && !worth.alone.is_empty()),
@@ -330,9 +351,14 @@ pub fn bugs(rows: &[Row]) -> String {
         String::from("| bug | scenario | seen | needs | shown alone by |\n|---|---|---|---|---|\n");
     for row in rows {
         let seen = match (&row.all.by, &row.none.by) {
-            (None, _) => format!("not by {} seeds", row.all.tried),
+            _ if !row.enough() => {
+                format!("by {} of {} seeds: too seldom", row.often.0, row.often.1)
+            }
             (_, Some((seed, oracle))) => format!("by {oracle} without any fault, seed {seed}"),
-            (Some((seed, oracle)), None) => format!("by {oracle}, seed {seed}"),
+            (Some((seed, oracle)), None) => {
+                format!("by {oracle}, seed {seed}, {} of {} seeds", row.often.0, row.often.1)
+            }
+            (None, None) => String::new(),
         };
         let list = |classes: Vec<FaultClass>| match classes.is_empty() {
             true => "-".to_owned(),
@@ -361,10 +387,12 @@ pub fn page(rows: &[Row], settings: &Settings) -> String {
     let mut text = format!(
         "# What each class of faults is good for\n\n\
          Written by `mooseng-sim classes --write docs/FAULT_CLASSES.md`. Each planted bug of [the bank](BUG_BANK.md) in each\n\
-         of its scenarios over seeds 1 to {}: with every class of faults, with none, and, for each class that struck in\n\
-         the runs that saw the bug, without it and with it alone. A run that fails without the bug as well does not count.\n\
-         A class is proven if some bug is seen with all classes and not seen, by any of these seeds, without it.\n\n",
-        settings.seeds
+         of its scenarios: with every class of faults until {SAMPLES} seeds have seen it; then, over the same seeds and at\n\
+         least seeds 1 to {}, with none, and, for each class that struck in all runs that saw the bug, without it and with it\n\
+         alone. A run that fails without the bug as well does not count, nor does a bug that fewer than {SAMPLES} of {} seeds\n\
+         see. A class is proven if some bug is seen with all classes and not seen, by any of these seeds, without it.\n\n",
+        settings.seeds,
+        settings.seeds_max.max(settings.seeds),
     );
     text += &summary(rows);
     text += "\n";
@@ -405,7 +433,7 @@ mod tests {
             let report = Report::empty(job);
             Report { failure, bug_reached: 1, classes: classes.collect(), ..report }
         };
-        Look::new(&BUG, 6, &run).whole()
+        Look::new(&BUG, (6, 6), &run).whole()
     }
 
     #[test]
@@ -420,6 +448,27 @@ mod tests {
         let worth = worth(&[row]);
         assert_eq!(worth[&Rot].needed, ["M00 in `journal`"]);
         assert!(worth[&Kill].struck && worth[&Kill].needed.is_empty() && !worth[&Lag].struck);
+    }
+
+    #[test]
+    fn a_bug_that_is_seen_seldom_takes_more_seeds_or_says_nothing() {
+        let often = looked(&[Kill], |seed, on| seed.is_multiple_of(2) && on(Kill));
+        assert_eq!((often.often, often.classes[&Kill].without.tried), ((3, 6), 6));
+        let seldom = looked(&[Kill], |seed, on| seed.is_multiple_of(3) && on(Kill));
+        assert_eq!((seldom.often, seldom.classes.len()), ((2, 6), 0));
+        assert!(bugs(&[seldom]).contains("by 2 of 6 seeds: too seldom"));
+        let run = |job: &Job| {
+            let seen = job.bug.is_some() && job.seed.is_multiple_of(4) && !job.off.contains(&Kill);
+            let failure = seen.then(|| Failure {
+                kind: Kind::Correctness,
+                oracle: "O3".to_owned(),
+                message: "gone".to_owned(),
+            });
+            let classes = [(Kill, 1)].into();
+            Report { failure, bug_reached: 1, classes, ..Report::empty(job) }
+        };
+        let row = Look::new(&BUG, (5, 20), &run).whole();
+        assert_eq!((row.often, row.classes[&Kill].without.tried), ((3, 12), 12));
     }
 
     #[test]
@@ -456,7 +505,7 @@ mod tests {
             };
             Report { failure: Some(failure), bug_reached: 1, ..Report::empty(job) }
         };
-        let row = Look::new(&BUG, 2, &run).whole();
+        let row = Look::new(&BUG, (2, 2), &run).whole();
         assert_eq!((row.all.by.is_none(), row.noise.len()), (true, 2));
         assert!(noise(&[row]).contains("`journal`, seed 2"));
     }
@@ -474,7 +523,7 @@ mod tests {
             let (failure, classes) = (failure.filter(|_| !off), [(class, 1), (Lag, 2)].into());
             Report { failure, bug_reached: 1, classes, ..Report::empty(job) }
         };
-        let row = Look::new(&BUG, 5, &run).whole();
+        let row = Look::new(&BUG, (5, 5), &run).whole();
         assert_eq!(row.classes.keys().collect::<Vec<_>>(), [&Lag]);
         assert_eq!(row.struck, BTreeSet::from([Kill, Rot, Lag]));
     }
