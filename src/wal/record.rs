@@ -22,6 +22,9 @@ pub const ALIGN: usize = 8;
 pub const SECTOR_BYTES: usize = 512;
 const MAGIC: [u8; 4] = *b"MWAL";
 const VERSION: u8 = 1;
+/// No log was ever written that counts further: a record that claims more is none, and what is added to a number of
+/// a record does not overflow.
+const NUMBER_MAX: u64 = u64::MAX >> 1;
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +135,12 @@ pub fn parse_piece(bytes: &[u8], offset: usize, verify: bool) -> Option<Parsed> 
         durable: u64_at(head, 32),
         index: u64_at(head, 40),
     };
-    Some(Parsed { header, body_at, body_len })
+    let numbers = [header.generation, header.sequence, header.durable, header.index];
+    numbers.iter().all(|number| *number <= NUMBER_MAX).then_some(Parsed {
+        header,
+        body_at,
+        body_len,
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -176,7 +184,7 @@ pub fn encode_id(id: &LogId) -> [u8; ENTRY_PREFIX_BYTES] {
 
 /// The inverse of [`encode_id`]; more bytes may follow.
 pub fn decode_id(index: u64, body: &[u8]) -> Option<LogId> {
-    (body.len() >= ENTRY_PREFIX_BYTES).then(|| LogId {
+    (body.len() >= ENTRY_PREFIX_BYTES && index <= NUMBER_MAX).then(|| LogId {
         term: Term(u64_at(body, 0)),
         node: NodeId(u64_at(body, 8)),
         index: LogIndex(index),
@@ -246,5 +254,24 @@ impl Head {
             purged: id(purged_at)?,
             committed: id(purged_at + 9 + ENTRY_PREFIX_BYTES)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_no_log_reaches_are_no_record() {
+        for (at, number) in (0..4).flat_map(|at| [(at, NUMBER_MAX), (at, NUMBER_MAX + 1)]) {
+            let mut numbers = [1; 4];
+            numbers[at] = number;
+            let [generation, sequence, durable, index] = numbers;
+            let header = Header { kind: Kind::Mark, generation, sequence, durable, index };
+            let mut bytes = Vec::new();
+            encode(&mut bytes, 0, &header, &[b"body"]);
+            assert_eq!(parse(&bytes, 0).is_some(), number <= NUMBER_MAX);
+        }
+        assert_eq!(decode_id(u64::MAX, &[0; ENTRY_PREFIX_BYTES]), None);
     }
 }
