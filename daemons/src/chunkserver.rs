@@ -63,20 +63,11 @@ fn run(cli: Cli) -> Result<(), Fail> {
         cluster: config.cluster_id()?,
         forget_disks: cli.forget_disk.iter().map(|id| disk_id(id)).collect::<Result<_, _>>()?,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(network_threads())
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Fail::new(format!("runtime: {e}")))?;
     let outcome = runtime.block_on(serve(plan, &dirs, &config));
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     outcome
-}
-
-/// Threads that receive and answer; those that wait for disks come beside them. With more than needed an answer
-/// wakes one that has to wake another one, which costs a synced append a fifth of its time.
-fn network_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(4))
 }
 
 fn disk_id(text: &str) -> Result<Uuid, Fail> {

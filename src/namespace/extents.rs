@@ -116,16 +116,28 @@ impl State<'_> {
     pub fn unreferenced(&mut self, extent: &Extent) -> Outcome<()> {
         let Some(Source::Chunk(range)) = &extent.source else { return Ok(()) };
         let id = ChunkId(range.chunk);
-        if !self.is_referenced(id)? && self.is_sealed(id)? {
+        if self.is_sealed(id)? && !self.is_referenced_near(id, range.off)? {
             return Ok(self.db.put::<Deletable>(&id, &pb::EmptyRow {})?);
         }
         self.add_garbage(id, extent.len)
     }
 
+    /// Whether anything refers to the chunk.
     pub fn is_referenced(&self, chunk: ChunkId) -> Outcome<bool> {
-        let from = (chunk, 0, InodeId(0), 0);
-        let to = (ChunkId(chunk.0 + 1), 0, InodeId(0), 0);
-        Ok(self.db.range::<Refs>(&from, Some(&to)).next().transpose()?.is_some())
+        self.is_referenced_near(chunk, 0)
+    }
+
+    /// The same, looking from `off` of the chunk on first, where a reference has just gone: those that went
+    /// earlier are tombstones until the next checkpoint, and mostly lie before it.
+    fn is_referenced_near(&self, chunk: ChunkId, off: u64) -> Outcome<bool> {
+        let [start, near, end] = [(chunk, 0), (chunk, off), (ChunkId(chunk.0 + 1), 0)]
+            .map(|(chunk, off)| (chunk, off, InodeId(0), 0));
+        for (from, to) in [(near, end), (start, near)] {
+            if self.db.range::<Refs>(&from, Some(&to)).next().transpose()?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Takes `[from, to)` out of the map, splitting what straddles its ends.
