@@ -202,7 +202,7 @@ impl<'a> Look<'a> {
         }
         let Some(struck) = struck.filter(|_| self.row.enough()) else { return self.row };
         self.seeds = self.seeds.max(self.row.often.1);
-        self.row.none = self.first(&FaultClass::ALL.into());
+        self.row.none = self.first(&FaultClass::all().collect());
         if self.row.none.by.is_none() {
             for class in struck {
                 let without = self.first(&BTreeSet::from([class]));
@@ -286,7 +286,7 @@ pub struct Worth {
 /// Each class with what it is good for.
 pub fn worth(rows: &[Row]) -> BTreeMap<FaultClass, Worth> {
     let mut all: BTreeMap<FaultClass, Worth> =
-        FaultClass::ALL.into_iter().map(|class| (class, Worth::default())).collect();
+        FaultClass::all().map(|class| (class, Worth::default())).collect();
     let mut add = |class: FaultClass, what: &dyn Fn(&mut Worth)| {
         what(all.get_mut(&class).expect("every class"));
     };
@@ -519,7 +519,7 @@ mod tests {
                 oracle: "panic".to_owned(),
                 message: "index".to_owned(),
             });
-            let off = job.off.len() == FaultClass::ALL.len();
+            let off = job.off.len() == FaultClass::all().count();
             let (failure, classes) = (failure.filter(|_| !off), [(class, 1), (Lag, 2)].into());
             Report { failure, bug_reached: 1, classes, ..Report::empty(job) }
         };

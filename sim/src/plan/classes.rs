@@ -2,13 +2,14 @@
 //! a class is dropped where it would strike. That shows what a class is good for: with a planted bug that
 //! nobody sees without it.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 /// A class of faults that a run can leave out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum FaultClass {
     /// kill -9 of a process.
@@ -98,50 +99,10 @@ pub enum FaultClass {
 use FaultClass::*;
 
 impl FaultClass {
-    /// All of them.
-    pub const ALL: [FaultClass; 41] = [
-        Kill,
-        PowerLoss,
-        Blackout,
-        InsideCall,
-        LostSectors,
-        TornSectors,
-        LostNames,
-        Pause,
-        ClientFrozen,
-        Partition,
-        OneWayCut,
-        Isolation,
-        BlackHole,
-        HalfOpen,
-        Lag,
-        RequestLost,
-        ReplyLost,
-        FrameDoubled,
-        FrameDelayed,
-        ConnectionCut,
-        HandlerDropped,
-        ClockStep,
-        ClockOffset,
-        ClockDrift,
-        SlowDisk,
-        EioOnRead,
-        EioOnWrite,
-        EioOnFsync,
-        MasterEio,
-        FullDisk,
-        Rot,
-        MisdirectedWrite,
-        MisdirectedRead,
-        DiskLost,
-        OldDisk,
-        Drain,
-        LongAway,
-        ServerAdded,
-        MasterAdded,
-        MasterWiped,
-        MasterBare,
-    ];
+    /// All of them, in this order.
+    pub fn all() -> impl Iterator<Item = FaultClass> {
+        FaultClass::value_variants().iter().copied()
+    }
 
     /// Classes without which this one can not strike at all.
     fn carriers(self) -> &'static [FaultClass] {
@@ -165,7 +126,7 @@ impl FaultClass {
             let manner_of_it = class.manner() && class.carriers().contains(&self);
             *class == self || self.carriers().contains(class) || (!self.manner() && manner_of_it)
         };
-        FaultClass::ALL.into_iter().filter(|class| !on(class)).collect()
+        FaultClass::all().filter(|class| !on(class)).collect()
     }
 }
 
@@ -179,9 +140,9 @@ impl FromStr for FaultClass {
     type Err = String;
 
     fn from_str(text: &str) -> Result<FaultClass, String> {
-        let found = FaultClass::ALL.into_iter().find(|class| class.to_string() == text);
+        let found = FaultClass::all().find(|class| class.to_string() == text);
         found.ok_or_else(|| {
-            let known: Vec<String> = FaultClass::ALL.iter().map(FaultClass::to_string).collect();
+            let known: Vec<String> = FaultClass::all().map(|class| class.to_string()).collect();
             format!("{text:?} is none of {}", known.join(", "))
         })
     }
@@ -193,8 +154,8 @@ mod tests {
 
     #[test]
     fn each_class_stands_once_under_a_name_that_finds_it() {
-        let all: BTreeSet<FaultClass> = FaultClass::ALL.into();
-        assert_eq!(all.len(), FaultClass::ALL.len());
+        let all: BTreeSet<FaultClass> = FaultClass::all().collect();
+        assert_eq!(all.len(), FaultClass::all().count());
         for class in all {
             assert_eq!(class.to_string().parse(), Ok(class));
         }
@@ -206,7 +167,7 @@ mod tests {
     fn alone_is_a_class_with_what_makes_it_strike() {
         let on = |class: FaultClass| -> Vec<FaultClass> {
             let off = class.alone();
-            FaultClass::ALL.into_iter().filter(|class| !off.contains(class)).collect()
+            FaultClass::all().filter(|class| !off.contains(class)).collect()
         };
         assert_eq!(on(Rot), [Rot]);
         assert_eq!(on(Blackout), [Blackout, LostSectors, TornSectors, LostNames]);
