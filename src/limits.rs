@@ -159,7 +159,8 @@ pub struct Limits {
     pub requests_in_flight_max: usize,
     /// Connections one server accepts.
     pub connections_max: usize,
-    /// Bytes of long requests that a server receives at a time; further ones wait in their sockets.
+    /// Bytes of long requests that a server holds at a time, from their beginning to their answer; further ones
+    /// wait in their sockets.
     pub receive_bytes_max: usize,
     /// Deadline of connect and handshake.
     pub connect_deadline: Duration,

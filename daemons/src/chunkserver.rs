@@ -63,7 +63,13 @@ fn run(cli: Cli) -> Result<(), Fail> {
         cluster: config.cluster_id()?,
         forget_disks: cli.forget_disk.iter().map(|id| disk_id(id)).collect::<Result<_, _>>()?,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // Half of the cores: the disks' threads need some too, and what one worker passes to another costs more
+    // than it saves.
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads((cores / 2).max(1))
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| Fail::new(format!("runtime: {e}")))?;
     let outcome = runtime.block_on(serve(plan, &dirs, &config));
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));

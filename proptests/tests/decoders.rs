@@ -222,7 +222,7 @@ fn table_disk() -> MemDisk {
         let row = pb::DentryRow { inode: number, cookie: number, ..Default::default() };
         db.put::<Dentries>(&key, &row).expect("put");
     }
-    let begun = db.begin_checkpoint(pb::CheckpointMeta::default(), false).expect("none before");
+    let mut begun = db.begin_checkpoint(pb::CheckpointMeta::default(), false).expect("none before");
     drop(db.finish_checkpoint(begun.write().expect("written")));
     disk
 }

@@ -116,7 +116,7 @@ mod on_disk {
                     let meta = CheckpointMeta { last_applied, ..CheckpointMeta::default() };
                     pending = ns.db_mut().begin_checkpoint(meta, false);
                 } else if draw.chance(1, 10)
-                    && let Some(checkpoint) = pending.take()
+                    && let Some(mut checkpoint) = pending.take()
                 {
                     let finished = checkpoint.write().expect("write");
                     drop(ns.db_mut().finish_checkpoint(finished));

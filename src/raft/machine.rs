@@ -9,7 +9,7 @@ use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
 use crate::namespace::Namespace;
 use crate::pb;
-use crate::tables::{Checkpoint, Db, Garbage, Install, TableError, View};
+use crate::tables::{Checkpoint, Db, Finished, Garbage, Install, TableError, View};
 use crate::{bug, mark, seam};
 use openraft::entry::EntryPayload;
 use openraft::storage::RaftStateMachine;
@@ -19,6 +19,7 @@ use openraft::{
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// What runs the commands of the log. All its state is in the tables.
@@ -222,6 +223,16 @@ impl<M: Machine> Shared<M> {
         Ok(results)
     }
 
+    /// Freezes the state for a checkpoint, where there is something to write and room for it.
+    fn begin(&self) -> Option<Begun> {
+        let pressed = self.pressed.swap(false, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let (last, members) = (inner.last?, inner.members.clone());
+        let meta = checkpoint_meta(&last, &members, 0);
+        let checkpoint = inner.machine.db_mut().begin_checkpoint(meta, pressed)?;
+        Some((checkpoint, last, members))
+    }
+
     fn set_durable(&self, inner: &mut Inner<M>, last: LogId, members: Members) {
         if inner.durable.as_ref().is_none_or(|(durable, _)| durable.index < last.index) {
             inner.durable = Some((last, members));
@@ -273,6 +284,8 @@ fn snapshot_error(error: impl std::fmt::Display) -> StorageError<u64> {
     StorageIOError::write_snapshot(None, AnyError::error(error)).into()
 }
 
+/// How long a checkpoint that found the disk full waits.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 const STOPPING: &str = "this master is going down";
 
 /// openraft's handle of the state machine.
@@ -281,27 +294,23 @@ pub struct Applier<M> {
     pub log: Log,
 }
 
+/// A checkpoint, and what it is of.
+type Begun = (Checkpoint, LogId, Members);
+
 /// A checkpoint on its way to disk.
 pub struct Builder<M> {
     shared: Arc<Shared<M>>,
-    begun: Option<(Checkpoint, LogId, Members)>,
+    begun: Option<Begun>,
 }
 
 impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError<u64>> {
-        if let Some((checkpoint, last, members)) = self.begun.take() {
+        if let Some((checkpoint, last, members)) = self.begun().await? {
             if bug!(M15) {
                 let meta = describe(last, members);
                 return Ok(Snapshot { meta, snapshot: Box::new(SnapshotBody::Checkpoint) });
             }
-            let written = self.shared.work.run(move || checkpoint.write()).await;
-            let finished = match written.ok_or_else(|| snapshot_error(STOPPING))? {
-                Ok(finished) => finished,
-                Err(error) => {
-                    self.shared.give_up();
-                    return Err(snapshot_error(error));
-                }
-            };
+            let finished = self.write(checkpoint).await?;
             mark!("raft: checkpoint");
             let garbage = {
                 let mut inner = self.shared.lock();
@@ -315,6 +324,46 @@ impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
         let (last, members) = durable.ok_or_else(|| snapshot_error("nothing to checkpoint"))?;
         let meta = describe(last, members);
         Ok(Snapshot { meta, snapshot: Box::new(SnapshotBody::Checkpoint) })
+    }
+}
+
+impl<M: Machine> Builder<M> {
+    /// What is to be written; `None` if the durable checkpoint will do. Without one, a disk that has no room
+    /// yet is waited for.
+    async fn begun(&mut self) -> Result<Option<Begun>, StorageError<u64>> {
+        while self.begun.is_none() && self.shared.lock().durable.is_none() {
+            mark!("raft: the first checkpoint waits for space");
+            tokio::time::sleep(FULL_PAUSE).await;
+            self.shared.work.run(|| ()).await.ok_or_else(|| snapshot_error(STOPPING))?;
+            self.begun = self.shared.begin();
+        }
+        Ok(self.begun.take())
+    }
+
+    /// Writes a checkpoint, as often as the disk is full: what frees space is applied meanwhile.
+    async fn write(&self, checkpoint: Checkpoint) -> Result<Finished, StorageError<u64>> {
+        let mut checkpoint = Box::new(checkpoint);
+        loop {
+            let write = move || {
+                let written = checkpoint.write();
+                (checkpoint, written)
+            };
+            let tried = self.shared.work.run(write).await;
+            let (again, written) = tried.ok_or_else(|| snapshot_error(STOPPING))?;
+            match written {
+                Ok(finished) => return Ok(finished),
+                Err(error) if error.is_full() => {
+                    mark!("raft: checkpoint tried again");
+                    tracing::warn!("{error}: the checkpoint waits for space");
+                }
+                Err(error) => {
+                    self.shared.give_up();
+                    return Err(snapshot_error(error));
+                }
+            }
+            checkpoint = again;
+            tokio::time::sleep(FULL_PAUSE).await;
+        }
     }
 }
 
@@ -372,16 +421,7 @@ impl<M: Machine> RaftStateMachine<Types> for Applier<M> {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder<M> {
-        let pressed = self.shared.pressed.swap(false, Ordering::Relaxed);
-        let mut inner = self.shared.lock();
-        let begun = inner.last.and_then(|last| {
-            let members = inner.members.clone();
-            let meta = checkpoint_meta(&last, &members, 0);
-            let checkpoint = inner.machine.db_mut().begin_checkpoint(meta, pressed)?;
-            Some((checkpoint, last, members))
-        });
-        drop(inner);
-        Builder { shared: self.shared.clone(), begun }
+        Builder { shared: self.shared.clone(), begun: self.shared.begin() }
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotBody>, StorageError<u64>> {

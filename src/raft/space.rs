@@ -90,7 +90,11 @@ impl Space {
             // Not all of what is beside it: else the next write would make space low again.
             let beside = free.saturating_sub(margin);
             let wanted = self.segment_bytes + needs.checkpoint_bytes;
-            self.take((beside - beside / 4).min(wanted), wanted / 2).await;
+            // Half of what is wanted will do: low space must not outlast by much what made it low. A table
+            // file that has room inside keeps it when rows go, so that little more may ever come free beside
+            // it: then anything will.
+            let least = if needs.checkpoint_bytes > 0 { wanted / 2 } else { BLOCK_BYTES as u64 };
+            self.take((beside - beside / 4).min(wanted), least).await;
         }
         self.seen.free.store(free, Ordering::Relaxed);
         let low = self.held.is_none();
@@ -107,7 +111,6 @@ impl Space {
         self.held = None;
     }
 
-    /// Half of what is wanted will do: low space must not outlast by much what made it low.
     async fn take(&mut self, bytes: u64, least: u64) {
         if bytes < least {
             return;

@@ -10,7 +10,7 @@ use prost::Message;
 use redb::{AccessGuard, Database, Range, ReadOnlyTable, ReadableDatabase, StorageError};
 use redb::{TableDefinition, WriteTransaction};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 /// The one key above all rows: the checkpoint's [`pb::CheckpointMeta`].
@@ -74,12 +74,18 @@ impl Store {
         self.blocks.written_bytes()
     }
 
+    /// Whether a transaction found the disk full. Readers go on; for the next one the file is opened anew.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.blocks.is_spoiled()
+    }
+
     /// Writes a frozen overlay and what it is a checkpoint of, durably, in one transaction.
     pub(super) fn apply(
         self: &Arc<Store>,
         level: &Level,
         meta: &pb::CheckpointMeta,
     ) -> Result<(), TableError> {
+        self.blocks.write_in_place();
         let fill = self.fill()?;
         fill.change(|table| {
             for (key, slot) in level {
@@ -90,7 +96,12 @@ impl Store {
             }
             Ok(())
         })?;
-        fill.finish(meta)
+        fill.finish(meta)?;
+        if self.is_spoiled() && !crate::bug!(SPOILED) {
+            self.retire();
+            return Err(self.fault.error(StorageError::Io(io::ErrorKind::StorageFull.into())));
+        }
+        Ok(())
     }
 
     /// Begins the one transaction that may be under way.
@@ -105,7 +116,7 @@ impl Store {
     pub(super) fn base(self: &Arc<Store>) -> Result<Arc<Base>, TableError> {
         let txn = self.db.begin_read().map_err(|error| self.fault.error(error))?;
         let rows = txn.open_table(ROWS).map_err(|error| self.fault.error(error))?;
-        Ok(Arc::new(Base { rows, store: self.clone() }))
+        Ok(Arc::new(Base { rows, pinned: Mutex::default(), store: self.clone() }))
     }
 }
 
@@ -139,6 +150,8 @@ impl Fill {
 /// The rows as one read transaction of redb sees them.
 pub(super) struct Base {
     rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// The same rows in the same file, opened anew: redb does not write to pages that one of its readers sees.
+    pinned: Mutex<Vec<Arc<Base>>>,
     // After the rows: a database that closes cuts its readers off.
     store: Arc<Store>,
 }
@@ -154,6 +167,12 @@ impl Base {
             None => "it has no checkpoint record".to_owned(),
         };
         Err(fault.error(StorageError::Io(fault.corrupt(detail))))
+    }
+
+    /// For as long as these rows are looked at, who writes to the file that `again` has opened anew leaves
+    /// them where they are.
+    pub(super) fn pin(&self, again: Arc<Base>) {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(again);
     }
 
     /// Calls `see` with the row of a raw key, in place.

@@ -14,6 +14,11 @@
 //! read, and the root says how many blocks the file has at least, so that a cut one is refused.
 //! [`Blocks::settle`] brings the second slots up to date, so that a rotten slot is replaced by its twin
 //! and never by an older state. After the first error every call fails.
+//!
+//! **What a full disk does.** A transaction on a file that readers use must not fail them. From the first
+//! write that finds no space on, nothing of it reaches the file any more: what redb believes written is kept
+//! in memory, as it may read it again, and [`Blocks::is_spoiled`] says that the commit is none. The file is
+//! as if power had been lost; it is opened anew for the next attempt, while readers go on in the old one.
 
 use super::fault::Fault;
 use super::layout::*;
@@ -36,12 +41,16 @@ pub(super) struct Blocks {
     fault: Arc<Fault>,
     state: Mutex<State>,
     retired: AtomicBool,
+    /// Whether a full disk spoils the transaction in place of failing the file.
+    in_place: AtomicBool,
 }
 
 /// Held shortly, never across the disk.
 struct State {
     /// CRC of every block, by number; 0 = never written. Entry 0 stands for redb's header.
     crcs: Vec<u32>,
+    /// How many of them are not 0.
+    written: u64,
     header: Box<[u8; PAYLOAD_BYTES]>,
     /// Which of the two slots holds what the last sync made durable.
     current: BTreeMap<Place, usize>,
@@ -52,6 +61,8 @@ struct State {
     generation: u64,
     /// Blocks that the last sync made durable; the next root slot says that the file has at least these.
     durable_blocks: u64,
+    /// Since the disk was full: the blocks that were written after that, by number.
+    set_aside: Option<BTreeMap<u64, Box<[u8]>>>,
 }
 
 impl Blocks {
@@ -72,7 +83,12 @@ impl Blocks {
         fault.note(file.set_len(0))?;
         fault.note(file.set_len(file_bytes(0)))?;
         fault.note(file.write_at(0, &record))?;
-        Ok(Blocks { file, id, fault, state: Mutex::new(State::new()), retired: false.into() })
+        Ok(Blocks::over(file, id, fault, State::new()))
+    }
+
+    fn over(file: Arc<dyn DiskFile>, id: u64, fault: Arc<Fault>, state: State) -> Blocks {
+        let (retired, in_place) = (false.into(), false.into());
+        Blocks { file, id, fault, state: Mutex::new(state), retired, in_place }
     }
 
     /// An existing file. What a killed process left un-synced is made durable before it is relied on.
@@ -88,7 +104,7 @@ impl Blocks {
         let id = read_head(&head).map_err(|detail| fault.corrupt(detail))?;
         let mut state = State::new();
         state.crcs.resize(blocks as usize, 0);
-        let blocks = Blocks { file, id, fault, state: Mutex::new(state), retired: false.into() };
+        let blocks = Blocks::over(file, id, fault, state);
         blocks.load()?;
         blocks.sync()?;
         Ok(blocks)
@@ -96,7 +112,7 @@ impl Blocks {
 
     /// Bytes of blocks that hold something: what the file takes on disk, holes apart.
     pub(super) fn written_bytes(&self) -> u64 {
-        self.state().crcs.iter().filter(|crc| **crc != 0).count() as u64 * BLOCK
+        self.state().written * BLOCK
     }
 
     /// The file has been replaced: reads go on for those who still look, nothing is written any more.
@@ -104,12 +120,44 @@ impl Blocks {
         self.retired.store(true, Ordering::Release);
     }
 
+    /// From now on readers use the file: see above for what a full disk does then.
+    pub(super) fn write_in_place(&self) {
+        self.in_place.store(true, Ordering::Release);
+    }
+
+    /// Whether the disk was full during a transaction, which has not been written.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.state().set_aside.is_some()
+    }
+
+    /// The outcome of a write to the file; `false` if it found a full disk, now or before.
+    fn written(&self, outcome: io::Result<()>) -> io::Result<bool> {
+        match outcome {
+            Err(error) if self.bears(&error) => {
+                crate::mark!("table file spoiled by a full disk");
+                self.state().set_aside.get_or_insert_default();
+                Ok(false)
+            }
+            outcome => self.fault.note(outcome).map(|()| true),
+        }
+    }
+
+    fn bears(&self, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::StorageFull && self.in_place.load(Ordering::Acquire)
+    }
+
     /// Makes what was written durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.check_writable()?;
+        if self.is_spoiled() {
+            return Ok(());
+        }
         let (generation, slots, blocks) = self.state().take_dirty(self.id);
-        for (place, copy, slot) in &slots {
-            self.fault.note(self.file.write_at(place.slot_offset(*copy), slot))?;
+        // The root last: its slots have their space, so that a full disk strikes before it or not at all.
+        for (place, copy, slot) in slots.iter().rev() {
+            if !self.written(self.file.write_at(place.slot_offset(*copy), slot))? {
+                return Ok(());
+            }
         }
         if !crate::bug!(M12) {
             self.fault.note(self.file.sync_data())?;
@@ -127,11 +175,18 @@ impl Blocks {
     pub(super) fn settle(&self) -> io::Result<()> {
         self.fault.check()?;
         let twins = self.state().take_single(self.id);
-        if twins.is_empty() {
+        if twins.is_empty() || self.is_spoiled() {
             return Ok(());
         }
         for (place, copy, slot) in &twins {
-            self.fault.note(self.file.write_at(place.slot_offset(*copy), slot))?;
+            match self.file.write_at(place.slot_offset(*copy), slot) {
+                Err(error) if self.bears(&error) => {
+                    // What was committed stays so; the next transaction brings the twin.
+                    crate::mark!("table slot without a twin on a full disk");
+                    self.state().dirty.insert(*place);
+                }
+                outcome => self.fault.note(outcome)?,
+            }
         }
         self.fault.note(self.file.sync_data())
     }
@@ -185,8 +240,10 @@ impl Blocks {
         while !rest.is_empty() {
             let run = (run_of(block) * BLOCK).min(rest.len() as u64);
             let (now, later) = rest.split_at_mut(run as usize);
-            self.fault.note(self.file.read_exact_at(block_offset(block), now))?;
-            self.verify(block, now)?;
+            if !self.state().was_set_aside(block, now) {
+                self.fault.note(self.file.read_exact_at(block_offset(block), now))?;
+                self.verify(block, now)?;
+            }
             (block, rest) = (block + run / BLOCK, later);
         }
         Ok(())
@@ -214,7 +271,9 @@ impl Blocks {
         while !rest.is_empty() {
             let run = (run_of(block) * BLOCK).min(rest.len() as u64);
             let (now, later) = rest.split_at(run as usize);
-            self.fault.note(self.file.write_at(block_offset(block), now))?;
+            if self.is_spoiled() || !self.written(self.file.write_at(block_offset(block), now))? {
+                self.state().set_aside(block, now);
+            }
             (block, rest) = (block + run / BLOCK, later);
         }
         Ok(())
@@ -276,7 +335,10 @@ impl redb::StorageBackend for Blocks {
         if self.state().resize(len / BLOCK) {
             self.sync()?;
         }
-        self.fault.note(self.file.set_len(file_bytes(len / BLOCK)))
+        if !self.is_spoiled() {
+            self.written(self.file.set_len(file_bytes(len / BLOCK)))?;
+        }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -300,19 +362,41 @@ impl std::fmt::Debug for Blocks {
     }
 }
 
+fn written(crcs: &[u32]) -> u64 {
+    crcs.iter().filter(|crc| **crc != 0).count() as u64
+}
+
 type Slots = Vec<(Place, usize, Vec<u8>)>;
 
 impl State {
     fn new() -> State {
         State {
             crcs: Vec::new(),
+            written: 0,
             header: Box::new([0; PAYLOAD_BYTES]),
             current: BTreeMap::new(),
             dirty: BTreeSet::new(),
             single: BTreeMap::new(),
             generation: 0,
             durable_blocks: 0,
+            set_aside: None,
         }
+    }
+
+    fn set_aside(&mut self, first: u64, data: &[u8]) {
+        let blocks = data.chunks(BLOCK_BYTES).zip(first..);
+        let blocks = blocks.map(|(data, block)| (block, data.into()));
+        self.set_aside.get_or_insert_default().extend(blocks);
+    }
+
+    /// Whether these blocks, which are written and read together, were set aside; then `out` is filled.
+    fn was_set_aside(&self, first: u64, out: &mut [u8]) -> bool {
+        let Some(aside) = &self.set_aside else { return false };
+        for (out, block) in out.chunks_mut(BLOCK_BYTES).zip(first..) {
+            let Some(data) = aside.get(&block) else { return false };
+            out.copy_from_slice(data);
+        }
+        true
     }
 
     fn set_header(&mut self, offset: usize, data: &[u8]) {
@@ -321,7 +405,10 @@ impl State {
     }
 
     fn set_crcs(&mut self, first: u64, crcs: &[u32]) {
-        self.crcs[first as usize..][..crcs.len()].copy_from_slice(crcs);
+        let places = &mut self.crcs[first as usize..][..crcs.len()];
+        self.written -= written(places);
+        places.copy_from_slice(crcs);
+        self.written += written(places);
         let last = first + crcs.len() as u64 - 1;
         self.dirty.extend((group_of(first)..=group_of(last)).map(Place::Group));
     }
@@ -330,6 +417,7 @@ impl State {
     fn resize(&mut self, blocks: u64) -> bool {
         let cut = blocks < self.crcs.len() as u64;
         if cut {
+            self.written -= written(&self.crcs[blocks as usize..]);
             let groups = if blocks > 1 { group_of(blocks - 1) + 1 } else { 0 };
             let gone = Place::Group(groups);
             self.current.split_off(&gone);
@@ -357,9 +445,11 @@ impl State {
         let blocks = blocks_of(group);
         let end = blocks.end.min(self.crcs.len() as u64);
         let entries = &mut self.crcs[blocks.start as usize..end as usize];
+        self.written -= written(entries);
         for (entry, raw) in entries.iter_mut().zip(payload.chunks(4)) {
             *entry = u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]);
         }
+        self.written += written(entries);
     }
 
     fn payload(&self, place: Place) -> Box<[u8; PAYLOAD_BYTES]> {

@@ -145,8 +145,9 @@ pub struct Garbage {
 }
 
 impl Checkpoint {
-    /// Writes it: blocks for as long as the disk takes, on any thread.
-    pub fn write(self) -> Result<Finished, TableError> {
+    /// Writes it: blocks for as long as the disk takes, on any thread. If the disk is full
+    /// ([`TableError::is_full`]) all is as it was, also for readers, and it can be tried again.
+    pub fn write(&mut self) -> Result<Finished, TableError> {
         let files = self.files.clone();
         files.exclusively(|epoch| {
             let shown = if *epoch == self.epoch {
@@ -155,17 +156,32 @@ impl Checkpoint {
                 crate::mark!("checkpoint void after install");
                 None
             };
-            Ok(Finished { epoch: self.epoch, shown, frozen: self.frozen })
+            Ok(Finished { epoch: self.epoch, shown, frozen: self.frozen.clone() })
         })
     }
 
-    fn write_alone(&self) -> Result<(Arc<Store>, Arc<Base>), TableError> {
+    fn write_alone(&mut self) -> Result<(Arc<Store>, Arc<Base>), TableError> {
+        if self.store.as_ref().is_some_and(|store| store.is_spoiled()) {
+            let store = self.files.open()?;
+            if let Some(base) = &self.base
+                && !crate::bug!(UNPINNED)
+            {
+                base.pin(store.base()?);
+            }
+            self.store = Some(store);
+        }
         let store = match &self.store {
             Some(store) if !self.files.bloated(store, self.meta.row_bytes)? => {
                 store.apply(&self.frozen, &self.meta)?;
                 store.clone()
             }
-            _ => self.write_anew()?,
+            _ => self.write_anew().inspect_err(|error| {
+                if error.is_full() {
+                    crate::mark!("table file not written anew, the disk is full");
+                    // It may hold the last blocks of the disk; a start removes it too.
+                    let _ = self.files.disk.remove(&self.files.temporary("new"));
+                }
+            })?,
         };
         let base = store.base()?;
         #[cfg(any(feature = "sim", test))]

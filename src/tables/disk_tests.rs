@@ -117,7 +117,7 @@ impl History {
     fn checkpoint(&mut self, index: u64) {
         if let Some(finished) = self.written.take() {
             drop(self.db.finish_checkpoint(finished));
-        } else if let Some(checkpoint) = self.running.take() {
+        } else if let Some(mut checkpoint) = self.running.take() {
             self.written = Some(checkpoint.write().unwrap());
             self.durable = self.pending.clone();
         } else {
@@ -136,7 +136,7 @@ impl History {
         if let Some(finished) = self.written.take() {
             drop(self.db.finish_checkpoint(finished));
         }
-        if let Some(checkpoint) = self.running.take() {
+        if let Some(mut checkpoint) = self.running.take() {
             drop(self.db.finish_checkpoint(checkpoint.write().unwrap()));
         }
         self.model = model.clone();
@@ -190,7 +190,7 @@ fn applying_and_reading_go_on_while_a_checkpoint_is_written_on_another_thread() 
     };
     for round in 0..12 {
         (0..800).for_each(|_| change(&mut db, &mut rng, &mut model, round));
-        let begun = db.begin_checkpoint(meta(round), false).unwrap();
+        let mut begun = db.begin_checkpoint(meta(round), false).unwrap();
         let before = (db.view(), model.clone());
         let writer = std::thread::spawn(move || begun.write().unwrap());
         while !writer.is_finished() {

@@ -90,6 +90,11 @@ impl TableError {
     pub fn is_corrupt(&self) -> bool {
         matches!(self, TableError::Corrupt { .. })
     }
+
+    /// Whether the disk was full: nothing of the file is lost, and it can be tried again.
+    pub fn is_full(&self) -> bool {
+        matches!(self, TableError::Io { error, .. } if error.kind() == io::ErrorKind::StorageFull)
+    }
 }
 
 /// Typed reads of all levels at one moment.

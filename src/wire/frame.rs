@@ -262,6 +262,8 @@ struct Partial {
     header: Header,
     body: BytesMut,
     payload: BytesMut,
+    /// Somebody answers for all that it claims.
+    granted: bool,
 }
 
 /// Cuts a stream of bytes into frames. Feed it by reading into [`Decoder::target`], then take frames from
@@ -295,10 +297,18 @@ impl Decoder {
             .map_or(0, |partial| partial.header.body_len + partial.header.payload_len)
     }
 
+    /// The caller has set the memory aside that the unfinished frame claims: it need not grow in steps, which
+    /// copy what has come and take twice the room.
+    pub fn grant(&mut self) {
+        if let Some(partial) = &mut self.partial {
+            partial.granted = true;
+        }
+    }
+
     /// Where the next bytes of the stream go: straight into a long section, else into the buffer.
     pub fn target(&mut self) -> Limit<&mut BytesMut> {
         if let Some(partial) = &mut self.partial {
-            let Partial { header, body, payload } = partial;
+            let Partial { header, body, payload, granted } = partial;
             let (section, len) = match body.len() < header.body_len {
                 true => (body, header.body_len),
                 false => (payload, header.payload_len),
@@ -306,6 +316,7 @@ impl Decoder {
             if len - section.len() > DIRECT_BYTES {
                 if section.len() == section.capacity() {
                     let grown = section.len().saturating_mul(2).clamp(FIRST_RESERVE_BYTES, len);
+                    let grown = if *granted { len } else { grown };
                     let mut longer = aligned(grown);
                     longer.extend_from_slice(section);
                     *section = longer;
@@ -330,7 +341,7 @@ impl Decoder {
             self.buffer.advance(HEADER_BYTES);
             let room = |len: usize| BytesMut::with_capacity(len.min(FIRST_RESERVE_BYTES));
             let (body, payload) = (room(header.body_len), BytesMut::new());
-            self.partial = Some(Partial { header, body, payload });
+            self.partial = Some(Partial { header, body, payload, granted: false });
         }
         let Some(partial) = &mut self.partial else { return Ok(None) };
         if !fill(&mut self.buffer, &mut partial.body, partial.header.body_len) {
@@ -348,7 +359,7 @@ impl Decoder {
 
 impl Partial {
     fn finish(self) -> Result<Frame, FrameError> {
-        let Partial { header, body, payload } = self;
+        let Partial { header, body, payload, granted: _ } = self;
         if !body.is_empty() && crc32c(&body) != header.body_crc {
             return Err(FrameError::BodyCrc);
         }

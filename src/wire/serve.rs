@@ -35,10 +35,12 @@ enum Done {
     /// A frame that the simulation held back.
     Send(OutFrame),
     /// A request that the simulation held back.
-    Arrived(Frame),
+    Arrived(Frame, Option<Memory>),
 }
 
 type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
+/// A long request's share of the server's memory; it goes with the request until that is answered.
+type Memory = OwnedSemaphorePermit;
 
 struct Call {
     weight: usize,
@@ -68,9 +70,9 @@ enum Receiving {
     /// None is.
     Nothing,
     /// It waits, in the socket, until others have arrived.
-    Waiting(Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>),
+    Waiting(Pin<Box<dyn Future<Output = Memory> + Send>>),
     /// It is being read.
-    Granted { _memory: OwnedSemaphorePermit },
+    Granted(Memory),
 }
 
 impl Serving {
@@ -166,8 +168,8 @@ impl Serving {
     }
 
     /// Whether what arrives may be read: short requests always, long ones in their turn, so that many
-    /// connections together do not make the server hold more than [`Limits::receive_bytes_max`] of requests
-    /// that may never be whole.
+    /// connections together do not make the server hold more than [`Limits::receive_bytes_max`] of long
+    /// requests, whole or not.
     ///
     /// [`Limits::receive_bytes_max`]: crate::limits::Limits::receive_bytes_max
     fn has_memory(&mut self, cx: &mut Context<'_>) -> bool {
@@ -188,7 +190,8 @@ impl Serving {
                 return false;
             };
             self.received_at = seam::now();
-            self.receiving = Receiving::Granted { _memory: memory };
+            self.receiving = Receiving::Granted(memory);
+            self.decoder.grant();
         }
         true
     }
@@ -254,7 +257,7 @@ impl Serving {
             return Err("the peer takes no answers".into());
         }
         let silent = now.since(self.received_at);
-        let reading = matches!(self.receiving, Receiving::Granted { .. }) && self.has_room();
+        let reading = matches!(self.receiving, Receiving::Granted(_)) && self.has_room();
         if reading && silent > limits.silence_max {
             crate::mark!("peer that stops in the middle of a request cut off");
             return Err("the peer stopped in the middle of a long request".into());
@@ -274,9 +277,12 @@ impl Serving {
                 break;
             };
             progress = true;
-            self.receiving = Receiving::Nothing;
+            let memory = match std::mem::replace(&mut self.receiving, Receiving::Nothing) {
+                Receiving::Granted(memory) => Some(memory),
+                Receiving::Nothing | Receiving::Waiting(_) => None,
+            };
             match frame.kind {
-                Kind::Request => self.arrived(frame, cx)?,
+                Kind::Request => self.arrived(frame, memory, cx)?,
                 Kind::Cancel => {
                     if let Some(call) = self.calls.get_mut(&frame.id) {
                         crate::mark!("call cancelled");
@@ -291,18 +297,23 @@ impl Serving {
         Ok(progress)
     }
 
-    fn arrived(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), String> {
+    fn arrived(
+        &mut self,
+        frame: Frame,
+        memory: Option<Memory>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), String> {
         match hook::on_recv(&self.info(&frame)) {
-            Verdict::Deliver => self.start(frame, cx),
+            Verdict::Deliver => self.start(frame, memory, cx),
             Verdict::Drop => Ok(()),
             Verdict::Duplicate => {
-                self.start(frame.clone(), cx)?;
-                self.start(frame, cx)
+                self.start(frame.clone(), None, cx)?;
+                self.start(frame, memory, cx)
             }
             Verdict::Delay(time) => {
                 self.pending.push(Box::pin(async move {
                     tokio::time::sleep(time).await;
-                    Done::Arrived(frame)
+                    Done::Arrived(frame, memory)
                 }));
                 Ok(())
             }
@@ -326,7 +337,12 @@ impl Serving {
     }
 
     /// Starts the handler and polls it once.
-    fn start(&mut self, frame: Frame, cx: &mut Context<'_>) -> Result<(), String> {
+    fn start(
+        &mut self,
+        frame: Frame,
+        memory: Option<Memory>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), String> {
         let (id, method) = (frame.id, frame.method);
         if id == 0 {
             return Err("request without an id".into());
@@ -359,6 +375,7 @@ impl Serving {
         let patience = remaining + self.shared.limits.handler_grace;
         self.pending.push(Box::pin(async move {
             let answer = run_out(answer, polls, patience).await;
+            drop(memory);
             Done::Answer { id, method, answer }
         }));
         Ok(())
@@ -373,7 +390,7 @@ impl Serving {
                     self.out.push(frame);
                     Ok(())
                 }
-                Done::Arrived(frame) => self.start(frame, cx),
+                Done::Arrived(frame, memory) => self.start(frame, memory, cx),
                 Done::Answer { id, method, answer } => {
                     let call = self.calls.remove(&id);
                     self.in_flight -= call.as_ref().map_or(0, |call| call.weight);

@@ -105,6 +105,10 @@ impl State {
     pub(super) fn admit_change(&mut self, incarnation: u64) -> io::Result<()> {
         self.admit(incarnation)?;
         self.counters.changes += 1;
+        if self.fills_at.is_some_and(|at| self.counters.changes > at) {
+            self.fills_at = None;
+            self.taken = self.free();
+        }
         self.spend(0, 0);
         Ok(())
     }
@@ -125,6 +129,12 @@ impl State {
         if micros > 0 {
             mooseng::seam::owe(Duration::from_micros(micros));
         }
+    }
+
+    /// Bytes that can still be taken.
+    pub(super) fn free(&self) -> u64 {
+        let free = self.capacity.saturating_sub(self.used() + self.taken);
+        if self.faults.full { 0 } else { free }
     }
 
     pub(super) fn strikes(&mut self, fault: Fault) -> bool {

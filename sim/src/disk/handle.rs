@@ -181,8 +181,7 @@ impl Disk for Handle {
 
     fn space(&self) -> io::Result<Space> {
         let state = self.admitted()?;
-        let free = if state.faults.full { 0 } else { state.capacity.saturating_sub(state.used()) };
-        Ok(Space { total: state.capacity, free })
+        Ok(Space { total: state.capacity, free: state.free() })
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn DiskLock>> {
@@ -255,8 +254,7 @@ impl OpenFile {
 
     /// Whether there is space for `[offset, offset + len)`.
     fn fits(&self, state: &mut State, offset: u64, len: u64) -> bool {
-        let free = state.capacity.saturating_sub(state.used());
-        let free = if state.faults.full { 0 } else { free };
+        let free = state.free();
         let needed = state.content(self.number).to_allocate(offset, len);
         let taken = needed > 0 && state.faults.next_enospc > 0;
         state.faults.next_enospc -= u32::from(taken);

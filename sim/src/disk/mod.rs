@@ -44,6 +44,9 @@ struct State {
     faults: Faults,
     counters: Counters,
     dies_at: Option<u64>,
+    fills_at: Option<u64>,
+    /// What another program took, bytes.
+    taken: u64,
     observer: Option<Observer>,
 }
 
@@ -95,6 +98,8 @@ impl SimDisk {
             faults: Faults::default(),
             counters: Counters::default(),
             dies_at: None,
+            fills_at: None,
+            taken: 0,
             observer: None,
         };
         Arc::new(SimDisk { name: name.to_owned(), state: Mutex::new(state) })
@@ -206,6 +211,19 @@ impl SimDisk {
     pub fn is_dead(&self) -> bool {
         let state = self.state();
         state.dies_at.is_some_and(|at| state.counters.changes >= at)
+    }
+
+    /// After `more` further calls that change the disk another program takes all space that is free at that
+    /// moment, also between two calls of one piece of work, until [`SimDisk::relieve`].
+    pub fn fill_after(&self, more: u64) {
+        let mut state = self.state();
+        state.fills_at = Some(state.counters.changes + more);
+    }
+
+    /// The other program gives the space back.
+    pub fn relieve(&self) {
+        let mut state = self.state();
+        (state.fills_at, state.taken) = (None, 0);
     }
 
     /// Answers again.

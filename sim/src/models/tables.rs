@@ -6,6 +6,7 @@
 //! | its rows, its record and its state hash belong together | the map; the hash recomputed from the rows |
 //! | it goes on from there: more changes, checkpoints and power losses | the same again after recovery |
 //! | a disk that fails or lies gives an error, never other rows | injected EIO, rot, misdirected writes |
+//! | a disk that somebody else fills at any call postpones the checkpoint, fails no reader and loses nothing | the map, at once, after the next try and after a power loss |
 //!
 //! It does not check what the log above makes of a checkpoint, nor time, nor several threads.
 
@@ -119,7 +120,7 @@ impl Life {
             }
             Step::Checkpoint => {
                 self.attempted = Some((index, self.model.clone()));
-                let begun =
+                let mut begun =
                     self.db.begin_checkpoint(meta(index), false).expect("none is under way");
                 drop(self.db.finish_checkpoint(begun.write()?));
                 self.acknowledge();
@@ -303,6 +304,77 @@ fn survive(
     Life::open(disk.handle(3), limits(seed), &[&reached])
         .map_err(|error| format!("after going on: {error}"))?;
     Ok(found.0)
+}
+
+/// Runs one program once for each call that changes the disk, with the disk filled by somebody else from that
+/// call on until somebody was refused. Returns how many were.
+pub fn full_everywhere(seed: u64, steps: usize) -> Result<u64, String> {
+    let mut rng = Rng::new(seed);
+    let program = program(&mut rng, steps);
+    let mut refused = 0;
+    for at in 0.. {
+        let say = |error| format!("seed {seed}, full from change {at} on: {error}");
+        let disk = fresh(seed);
+        let mut life = Life::open(disk.handle(1), limits(seed), &[&EMPTY]).map_err(say)?;
+        disk.fill_after(at);
+        for (step, index) in program.iter().zip(1..) {
+            refused += life.step_on_full(&disk, step, index).map_err(say)?;
+        }
+        let reached = life.acknowledged.clone();
+        let over = disk.counters().changes < at;
+        disk.fence(2);
+        drop(life);
+        lose(&disk, Some(Outcome::DropAll));
+        Life::open(disk.handle(2), limits(seed), &[&reached]).map_err(say)?;
+        if over {
+            break;
+        }
+    }
+    Ok(refused)
+}
+
+impl Life {
+    /// A step on a disk that may be full: then nothing has changed, and with space it works.
+    fn step_on_full(&mut self, disk: &SimDisk, step: &Step, index: u64) -> Result<u64, String> {
+        let Step::Checkpoint = step else {
+            return match self.step(step, index) {
+                Ok(()) => Ok(0),
+                Err(error) if error.is_full() => {
+                    disk.relieve();
+                    self.step(step, index).map_err(|error| error.to_string())?;
+                    Ok(1)
+                }
+                Err(error) => Err(error.to_string()),
+            };
+        };
+        self.attempted = Some((index, self.model.clone()));
+        let mut begun = self.db.begin_checkpoint(meta(index), true).expect("none is under way");
+        let frozen = (self.db.view(), self.model.clone());
+        let mut refused = 0;
+        let finished = loop {
+            match begun.write() {
+                Ok(finished) => break finished,
+                Err(error) if error.is_full() && refused < 3 => {
+                    refused += 1;
+                    compare(&self.db.view(), &self.model)?;
+                    // What comes meanwhile goes on top, and is not in the checkpoint.
+                    for name in 0..8 {
+                        let later = Step::Put(1, name, 20 * refused as usize);
+                        self.step(&later, index).map_err(|error| error.to_string())?;
+                    }
+                    if refused > 1 {
+                        disk.relieve();
+                    }
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        };
+        drop(self.db.finish_checkpoint(finished));
+        self.acknowledge();
+        compare(&frozen.0, &frozen.1)?;
+        compare(&self.db.view(), &self.model)?;
+        Ok(refused)
+    }
 }
 
 /// A power loss, or the end of the process.

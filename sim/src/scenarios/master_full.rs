@@ -1,5 +1,6 @@
 //! Masters whose disks fill up: a client makes small files until there is no space, is refused, removes files,
-//! and makes new ones. In half of the runs a master is killed while its disk is full.
+//! and makes new ones. In half of the runs a master is killed while its disk is full; in the others somebody
+//! else takes all space of a master's disk for moments, also in the middle of a checkpoint.
 //!
 //! Checked: the refusal is ENOSPC and nothing else; while the disk is full, removing works, every file that was
 //! acknowledged can be read, and no master ends or fails to start; afterwards files can be made again; all
@@ -8,6 +9,7 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
+use crate::rng::Rng;
 use crate::world::{NodeContext, Options, Role, World};
 use crate::{stats, trace};
 use mooseng::client::{Client, NewFile};
@@ -28,6 +30,8 @@ pub const SCENARIO: Scenario = Scenario {
         "refused for space",
         "removed while full",
         "killed while full",
+        "filled by somebody else",
+        "raft: checkpoint tried again",
     ],
     run: |seed| Box::pin(run(seed)),
 };
@@ -54,9 +58,11 @@ async fn run(seed: u64) {
         let finished = finished.clone();
         Box::pin(async move {
             let client = connect(&context, &config).await;
+            let rng = Rng::new(seed).fork("filler");
             Filler {
                 context,
                 client,
+                rng,
                 kills: seed.is_multiple_of(2),
                 files: VecDeque::new(),
                 next: 0,
@@ -85,6 +91,8 @@ async fn end(world: &World, cluster: &Cluster) {
             violation("O10", format!("{name}: {broken}"));
         }
     }
+    let again = mooseng::marks::hits().get("raft: checkpoint tried again").copied();
+    stats::add("raft: checkpoint tried again", again.unwrap_or(0));
     if stats::get("processes that ended by themselves") > 0 {
         violation("O7", "a master ended because its disk was full".to_owned());
     }
@@ -93,6 +101,7 @@ async fn end(world: &World, cluster: &Cluster) {
 struct Filler {
     context: NodeContext,
     client: Arc<Client>,
+    rng: Rng,
     kills: bool,
     files: VecDeque<(String, u8)>,
     next: u32,
@@ -101,6 +110,9 @@ struct Filler {
 impl Filler {
     async fn run(mut self) {
         for round in 0..3 {
+            if !self.kills {
+                self.share_the_disk().await;
+            }
             self.fill().await;
             self.stays_full().await;
             if self.kills && round == 0 {
@@ -135,6 +147,30 @@ impl Filler {
                 self.remove(&name).await;
                 Err(errno)
             }
+        }
+    }
+
+    /// Makes files on a disk that somebody else fills for moments: that is ENOSPC as well, and passes.
+    async fn share_the_disk(&mut self) {
+        let world = self.context.world.upgrade().expect("the world");
+        let masters = world.names(Role::Master);
+        for _ in 0..40 {
+            let disk = world.disks(&masters[self.rng.index(masters.len())])[0].clone();
+            disk.fill_after(self.rng.below(60));
+            for _ in 0..self.rng.range(10, 60) {
+                match self.create().await {
+                    Ok(()) => {}
+                    Err(Errno::ENOSPC) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(errno) => violation("O7", format!("a full disk shows as {errno:?}")),
+                }
+            }
+            disk.relieve();
+            stats::count("filled by somebody else");
+            self.writes_again().await;
+        }
+        self.read_all().await;
+        while self.files.len() > 100 {
+            self.remove_first().await;
         }
     }
 
@@ -207,9 +243,13 @@ impl Filler {
 
     async fn remove_most(&mut self) {
         for _ in 0..self.files.len() * 3 / 4 {
-            let (name, _) = self.files.pop_front().expect("counted");
-            self.remove(&name).await;
+            self.remove_first().await;
         }
+    }
+
+    async fn remove_first(&mut self) {
+        let (name, _) = self.files.pop_front().expect("counted");
+        self.remove(&name).await;
     }
 
     async fn writes_again(&mut self) {

@@ -51,6 +51,8 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M33", "punched hole off by one block", "cluster_chaos", 20),
     Mutant::caught("MUTE", "no heartbeat beside a snapshot", "catching_up", 4),
     Mutant::caught("PURGE", "log purged while a snapshot is under way", "catching_up", 4),
+    Mutant::caught("SPOILED", "a checkpoint on a full disk taken for done", "tables_model", 4),
+    Mutant::caught("UNPINNED", "rows in use are written over", "tables_model", 10),
     Mutant::caught("M34", "a full disk leaves half an append", "store_model", 20),
     Mutant::caught("M35", "two shards in one failure domain", "placement_model", 20),
     Mutant::caught("M36", "dirty data dropped on an error", "error_reporting", 8),

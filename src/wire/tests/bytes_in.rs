@@ -186,6 +186,29 @@ async fn long_requests_are_received_in_turn() {
     assert_eq!(server.connections(), 2);
 }
 
+/// What a handler still holds counts too: with memory for one long request there is one at a time, answers
+/// included, while short ones pass.
+#[tokio::test]
+async fn long_requests_hold_their_memory_until_they_are_answered() {
+    let most = FrameLimits::REQUESTS;
+    let mut few = Limits::production();
+    few.receive_bytes_max = most.body + most.payload;
+    let (_server, address, echo) = serve_with(Arc::new(few)).await;
+    let payload = Bytes::from(vec![3; most.payload]);
+    let request = pb::KeepaliveRequest { session: 200 };
+    let pools = [pool(), pool(), pool()];
+    let long = |of: &Arc<Pool>| {
+        let (of, address, payload) = (of.clone(), address.clone(), payload.clone());
+        async move { of.call::<calls::Keepalive>(&address, &request, vec![payload], LONG).await }
+    };
+    let (one, other) = tokio::join!(long(&pools[0]), long(&pools[1]));
+    assert!(one.is_ok() && other.is_ok());
+    assert_eq!(echo.begun.load(Ordering::SeqCst), 2);
+    assert_eq!(echo.running_max.load(Ordering::SeqCst), 1);
+    let (_, asked) = tokio::join!(long(&pools[0]), ask(&pools[2], &address));
+    asked.unwrap();
+}
+
 #[tokio::test]
 async fn requests_that_are_not_served_are_refused() {
     let (_server, address, _) = serve().await;
