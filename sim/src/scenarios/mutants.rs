@@ -19,7 +19,7 @@ pub const ALL: &[Mutant] = &[
         20,
     ),
     Mutant::caught("M09", "torn log tail accepted", "wal_model", 20),
-    Mutant::caught("M10", "mid-log corruption taken for a torn tail", "wal_model", 20),
+    Mutant::caught("M10", "mid-log corruption taken for a torn tail", "wal_faults", 20),
     Mutant::caught("M11", "log segment without directory fsync", "wal_model", 20),
     Mutant::caught("M12", "checkpoint published before its fsync", "tables_model", 6),
     Mutant::caught("M13", "snapshot taken for one entry more than it holds", "raft_chaos", 20),
