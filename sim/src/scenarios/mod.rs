@@ -14,6 +14,7 @@ mod failover;
 mod frame_chaos;
 mod journal;
 mod master_full;
+mod members_chaos;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
@@ -37,6 +38,7 @@ pub const ALL: &[Scenario] = &[
     namespace_chaos::SCENARIO,
     damage_chaos::SCENARIO,
     frame_chaos::SCENARIO,
+    members_chaos::SCENARIO,
     erasure_chaos::SCENARIO,
     small_raft::SCENARIO,
     single_fault::SCENARIO,
