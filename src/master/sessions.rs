@@ -3,11 +3,11 @@
 use super::Shared;
 use super::repair;
 use super::rpc::{must_lead, refusal};
+use super::soft::clock;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, SessionId};
 use crate::namespace::tables::{OpenChunks, Sessions};
 use crate::pb;
-use crate::seam;
 use crate::tables::{Read, TableError};
 use crate::wire::{Outgoing, Refusal, RefusalCode, calls};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const HOST_BYTES_MAX: usize = 255;
 
 /// A session was heard from.
 pub(super) fn heard(shared: &Shared, session: SessionId) {
-    let now = seam::now();
+    let now = clock();
     if let Some(last) = shared.soft().sessions.get_mut(&session) {
         *last = now;
     }
@@ -42,7 +42,7 @@ pub(super) async fn open(
             format!("no session: {}", Errno::new(outcome.errno)),
         ));
     };
-    shared.soft().sessions.insert(SessionId(reply.session), seam::now());
+    shared.soft().sessions.insert(SessionId(reply.session), clock());
     reply.ttl_ms = ttl_ms(shared);
     Ok(Outgoing::new::<calls::OpenSession>(&reply))
 }
@@ -60,7 +60,7 @@ pub(super) async fn keepalive(
         shared.raft.view().get::<Sessions>(&session).map_err(|error| shared.broken(&error))?;
     let live = row.is_some_and(|row| !row.ended);
     if live {
-        shared.soft().sessions.insert(session, seam::now());
+        shared.soft().sessions.insert(session, clock());
     }
     let errno = if live { 0 } else { Errno::ESTALE.get() };
     Ok(Outgoing::new::<calls::Keepalive>(&pb::KeepaliveReply { errno, ttl_ms: ttl_ms(shared) }))
@@ -76,7 +76,7 @@ pub(super) async fn close(
 
 /// Commits the expiry of sessions that were silent for their whole time to live.
 pub(super) async fn expire(shared: &Arc<Shared>) -> Result<(), Refusal> {
-    let now = seam::now();
+    let now = clock();
     let silent: Vec<SessionId> = shared
         .soft()
         .sessions
@@ -95,7 +95,7 @@ pub(super) async fn expire(shared: &Arc<Shared>) -> Result<(), Refusal> {
 /// A new leader watches every live session from now on.
 pub(super) fn adopt(shared: &Shared) -> Result<(), TableError> {
     let view = shared.raft.view();
-    let now = seam::now();
+    let now = clock();
     let mut live = Vec::new();
     for row in view.range::<Sessions>(&SessionId(0), None) {
         let (session, row) = row?;

@@ -110,6 +110,12 @@ impl Beat {
     }
 }
 
+/// What silence is reckoned by.
+pub(super) fn clock() -> Mono {
+    // WALL: by a clock that may be set.
+    if crate::bug!(WALL) { Mono(seam::wall_ns()) } else { seam::now() }
+}
+
 impl Soft {
     /// So many chunks with replicas found bad; goes on where it stopped, so that those that can not be repaired
     /// keep nobody else waiting.
@@ -133,13 +139,13 @@ impl Soft {
 
     /// Starts anew for a term.
     pub(crate) fn begin(&mut self, term: Term) {
-        let now = seam::now();
+        let now = clock();
         *self = Soft { term, since: now, last_round: now, ..Soft::default() };
     }
 
     /// Gives every server and session its whole time to live again.
     pub(crate) fn restart_clocks(&mut self) {
-        let now = seam::now();
+        let now = clock();
         self.since = now;
         self.servers.values_mut().for_each(|beat| beat.at = now);
         self.sessions.values_mut().for_each(|last| *last = now);
@@ -154,7 +160,7 @@ impl Soft {
     /// How long a server has been silent, counted at most from the term's start.
     pub(crate) fn silence(&self, server: ServerId) -> std::time::Duration {
         let last = self.servers.get(&server).map_or(self.since, |b| b.at);
-        seam::now().since(last)
+        clock().since(last)
     }
 
     /// What repair and placement see of a committed server.

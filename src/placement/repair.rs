@@ -66,7 +66,10 @@ pub fn health(
     let width = layout.data + layout.parity;
     let good: BTreeSet<u32> = good_replicas(chunk, servers, bad).map(|r| r.shard).collect();
     let settled: BTreeSet<u32> = good_replicas(chunk, servers, bad)
-        .filter(|r| servers[&ServerId(r.server)].state == pb::ServerState::Active)
+        .filter(|r| {
+            // SETTLED: a copy on a server that is being emptied may stay there.
+            servers[&ServerId(r.server)].state == pb::ServerState::Active || crate::bug!(SETTLED)
+        })
         .map(|r| r.shard)
         .collect();
     let count = |set: &BTreeSet<u32>| u32::try_from(set.len()).unwrap_or(u32::MAX);

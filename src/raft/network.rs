@@ -226,7 +226,8 @@ impl Link {
     }
 }
 
-/// Rows behind the key `after`, `bytes` of them or one more, each as two lengths, key and row; and the last key, unless that was the end.
+/// Rows behind the key `after`, `bytes` of them or one more, each as two lengths, key and row; and the last key,
+/// unless that was the end.
 fn cut_piece(
     view: &View,
     after: &[u8],

@@ -2,7 +2,7 @@
 
 use super::format::{self, BLOCK, CHUNKS, Recorded, ReplicaId};
 use super::replica::{Progress, Replica};
-use super::{Store, StoreError};
+use super::{Store, StoreError, is_full};
 use crate::checksum::block_crc;
 use crate::limits::BLOCK_BYTES;
 use crate::seam::{DiskFile, OpenMode};
@@ -119,7 +119,10 @@ impl Store {
         self.check_room(append.padded())?;
         let file = self.file(&replica)?;
         let prewritten = self.prewrite(&replica, &*file, append);
-        if let Err(error) = prewritten.and_then(|()| self.write_blocks(&*file, append)) {
+        // HALF: only a full disk is heeded.
+        if let Err(error) = prewritten.and_then(|()| self.write_blocks(&*file, append))
+            && (is_full(&error) || !bug!(HALF))
+        {
             return Err(self.undo(&replica, &*file, append, error));
         }
         replica.update(|progress| progress.length = append.end());

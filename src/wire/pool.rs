@@ -213,7 +213,10 @@ impl Pool {
         let expect = entry.expect;
         let slot = entry.slot(bulk);
         let pause = match slot {
-            Slot::Live(conn) if !conn.is_dead() => return Begun::Live(conn.clone()),
+            // STALE: a connection is kept although it broke.
+            Slot::Live(conn) if !conn.is_dead() || crate::bug!(STALE) => {
+                return Begun::Live(conn.clone());
+            }
             Slot::Dialling(dialling) if dialling.has_changed().is_ok() => {
                 return Begun::Dialling(dialling.clone());
             }

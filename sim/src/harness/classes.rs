@@ -100,10 +100,6 @@ impl Row {
 
     /// In a few words.
     pub fn say(&self) -> String {
-        let list = |classes: Vec<FaultClass>| match classes.is_empty() {
-            true => "nothing".to_owned(),
-            false => names(&classes),
-        };
         let (bug, scenario) = (&self.bug, &self.scenario);
         match (&self.all.by, &self.none.by) {
             _ if !self.enough() => format!(
@@ -115,12 +111,18 @@ impl Row {
             }
             _ => format!(
                 "{bug} in {scenario}: needs {}; alone {} of {} suffice",
-                list(self.needs().collect()),
-                list(self.suffices().collect()),
+                list(self.needs(), "nothing"),
+                list(self.suffices(), "nothing"),
                 self.classes.len(),
             ),
         }
     }
+}
+
+/// Their names; `none` if there are none.
+fn list(classes: impl Iterator<Item = FaultClass>, none: &str) -> String {
+    let classes: Vec<FaultClass> = classes.collect();
+    if classes.is_empty() { none.to_owned() } else { names(&classes) }
 }
 
 fn names(classes: &[FaultClass]) -> String {
@@ -360,11 +362,7 @@ pub fn bugs(rows: &[Row]) -> String {
             }
             (None, None) => String::new(),
         };
-        let list = |classes: Vec<FaultClass>| match classes.is_empty() {
-            true => "-".to_owned(),
-            false => names(&classes),
-        };
-        let (needs, alone) = (list(row.needs().collect()), list(row.suffices().collect()));
+        let (needs, alone) = (list(row.needs(), "-"), list(row.suffices(), "-"));
         _ = writeln!(text, "| {} | `{}` | {seen} | {needs} | {alone} |", row.bug, row.scenario);
     }
     text

@@ -9,12 +9,13 @@
 //! | what was punched, and nothing else, is a hole; the rest of the replica reads as before | blocks beside each replica |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
+//! | what could not be read at a start is there when it can be read | injected EIO |
 //!
 //! It does not check rot, misdirected writes (their CRCs are the readers' business), nor several threads.
 
 use crate::disk::SimDisk;
 use crate::plan::{self, FaultClass};
-use crate::rng::Rng;
+use crate::rng::{Ratio, Rng};
 use bytes::Bytes;
 use mooseng::checksum::{block_crcs, hole_crc};
 use mooseng::ids::{ChunkId, Generation};
@@ -38,6 +39,7 @@ pub struct Report {
     pub kills: u64,
     pub power_losses: u64,
     pub failed_syncs: u64,
+    pub unread: u64,
     pub no_space: u64,
     pub blocks: u64,
 }
@@ -59,6 +61,8 @@ struct Life {
     /// Blocks that were punched.
     holes: BTreeSet<(ReplicaId, u64)>,
     rng: Rng,
+    /// Which starts have failing reads.
+    starts: Rng,
     report: Report,
     next_chunk: u64,
 }
@@ -75,6 +79,7 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         deleted: BTreeSet::new(),
         holes: BTreeSet::new(),
         rng: Rng::new(seed).fork("program"),
+        starts: Rng::new(seed).fork("starts"),
         report: Report::default(),
         next_chunk: 1,
     };
@@ -300,7 +305,7 @@ impl Life {
         }
         let counter = if power { &mut self.report.power_losses } else { &mut self.report.kills };
         *counter += 1;
-        self.store = open(&self.disk, self.incarnation)?;
+        self.start()?;
         self.known.retain(|_, known| known.durable > 0 || known.length > 0);
         let ids: Vec<ReplicaId> = self.known.keys().copied().collect();
         for id in ids {
@@ -312,6 +317,24 @@ impl Life {
             if !known && (status.length > 0 || self.deleted.contains(&status.id)) {
                 return Err(format!("{status:?} is back"));
             }
+        }
+        Ok(())
+    }
+
+    /// Opens the store, now and then while reads fail. Afterwards they do not, and what was not read is.
+    fn start(&mut self) -> Result<(), String> {
+        let one_in = self.starts.range(1, 8) as u32;
+        if self.starts.chance(1, 2) {
+            self.disk.set_faults(|faults| faults.read_eio = Ratio::one_in(one_in));
+        }
+        let opened = open(&self.disk, self.incarnation);
+        self.disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
+        // One that can not read what the disk is does not start.
+        self.store = opened.or_else(|_| open(&self.disk, self.incarnation))?;
+        for status in self.store.list(None, usize::MAX).iter().filter(|status| status.corrupt) {
+            self.report.unread += 1;
+            let reviewed = self.store.review(status.id);
+            reviewed.map_err(|error| format!("review {}: {error}", status.id))?;
         }
         Ok(())
     }

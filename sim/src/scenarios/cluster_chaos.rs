@@ -112,8 +112,14 @@ pub(super) fn options(seed: u64) -> Options {
 
 /// The whole run.
 pub(super) async fn work(options: Options) {
+    work_with(options, |_, _| {}).await;
+}
+
+/// The whole run, watched by what `more` adds.
+pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &Cluster)) {
     let world = World::new(options);
     let cluster = Cluster::default();
+    more(&world, &cluster);
     let lost = Arc::new(AtomicUsize::new(0));
     let (raft, accepted) = watch(&world, &cluster, &lost);
     cluster.form(&world).await;

@@ -11,8 +11,10 @@ mod erasure_chaos;
 mod erasure_model;
 mod error_reporting;
 mod failover;
+mod frame_chaos;
 mod journal;
 mod master_full;
+mod members_chaos;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
@@ -35,6 +37,8 @@ pub const ALL: &[Scenario] = &[
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
     damage_chaos::SCENARIO,
+    frame_chaos::SCENARIO,
+    members_chaos::SCENARIO,
     erasure_chaos::SCENARIO,
     small_raft::SCENARIO,
     single_fault::SCENARIO,
@@ -46,6 +50,7 @@ pub const ALL: &[Scenario] = &[
     deposed_leader::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
+    wal_model::FAULTS,
     store_model::SCENARIO,
     namespace_model::SCENARIO,
     erasure_model::SCENARIO,

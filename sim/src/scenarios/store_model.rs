@@ -21,6 +21,7 @@ pub const SCENARIO: Scenario = Scenario {
         "kills",
         "power losses",
         "failed syncs",
+        "replicas not readable at a start",
         "appends refused for space",
         "blocks read",
     ],
@@ -39,6 +40,7 @@ async fn run(seed: u64) {
         stats::add("kills", report.kills);
         stats::add("power losses", report.power_losses);
         stats::add("failed syncs", report.failed_syncs);
+        stats::add("replicas not readable at a start", report.unread);
         stats::add("appends refused for space", report.no_space);
         stats::add("blocks read", report.blocks);
     }

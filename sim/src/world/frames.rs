@@ -53,6 +53,11 @@ impl Frames {
         self.quiet.store(true, Ordering::Relaxed);
     }
 
+    /// Whether that is so.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
+    }
+
     /// Frames from these machines to these addresses vanish until further notice; connections stay.
     pub(super) fn set_holes(&self, change: impl FnOnce(&mut BTreeSet<(String, String)>)) {
         change(&mut self.holes.lock().unwrap_or_else(PoisonError::into_inner));
@@ -79,7 +84,7 @@ impl Frames {
     }
 
     fn verdict(&self, node: &str, frame: &FrameInfo<'_>) -> Verdict {
-        if self.quiet.load(Ordering::Relaxed) || !matters(frame) {
+        if self.is_quiet() || !matters(frame) {
             return Verdict::Deliver;
         }
         match plan::frame_fate(key(node, frame, false), || self.draw()) {
@@ -170,7 +175,7 @@ impl Hook for Hooked {
     }
 
     fn polls_allowed(&self, request: &FrameInfo<'_>) -> Option<u32> {
-        if self.0.quiet.load(Ordering::Relaxed) {
+        if self.0.is_quiet() {
             return None;
         }
         let key = key(&node::here(), request, true);
