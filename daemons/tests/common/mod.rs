@@ -214,9 +214,11 @@ pub fn unprivileged_copy(temp: &TempDir, program: &Path) -> Command {
     if !rustix::process::geteuid().is_root() {
         return Command::new(program);
     }
-    // The build directory need not be open to others.
+    // The build directory need not be open to others. Another process copies: a file that this one had open for
+    // writing while another test started a child would be busy when it is to be run.
     let copy = temp.path().join(program.file_name().unwrap());
-    std::fs::copy(program, &copy).unwrap();
+    let copied = Command::new("cp").arg(program).arg(&copy).status().unwrap();
+    assert!(copied.success(), "cp {} {}", program.display(), copy.display());
     std::fs::set_permissions(temp.path(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(copy);
     command.uid(65_534).gid(65_534).current_dir("/");
