@@ -1,17 +1,13 @@
-//! The allocator of the daemons: a master makes and frees many small objects per operation, which jemalloc
-//! does in less time than the C library, and it gives what is not needed any more back to the kernel.
+//! How the C library's allocator treats long buffers.
 
-use std::ffi::c_char;
-use tikv_jemallocator::Jemalloc;
-
-#[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
-
-/// Two arenas, as a daemon has few busy threads. Unused pages are given back after some seconds, also by a
-/// daemon that has nothing to do; what is longer than any usual append at once.
-// SAFETY: jemalloc reads the symbol once, as a pointer to a C string; this is one, and it never changes.
-#[unsafe(export_name = "_rjem_malloc_conf")]
-pub static CONFIGURATION: Option<&c_char> = Some(unsafe {
-    // SAFETY: not null, aligned, and lives for ever.
-    &*c"narenas:2,background_thread:true,dirty_decay_ms:10000,muzzy_decay_ms:0,oversize_threshold:2097152".as_ptr()
-});
+/// Shorter buffers are kept for reuse when freed; longer ones, which few appends are and only the longest
+/// requests, go back to the kernel at once. By itself the library would keep whatever it has seen freed once, in
+/// the heap of each thread: a few of the longest requests would stay for ever.
+pub fn settle() {
+    #[cfg(target_env = "gnu")]
+    for (option, bytes) in [(libc::M_MMAP_THRESHOLD, 2 << 20), (libc::M_TRIM_THRESHOLD, 8 << 20)] {
+        // SAFETY: changes two numbers of the allocator, under its own lock.
+        let set = unsafe { libc::mallopt(option, bytes) };
+        debug_assert_eq!(set, 1);
+    }
+}
