@@ -3,7 +3,7 @@
 use crate::config::{self, Config};
 use crate::fail::{self, Fail};
 use crate::signals::Stop;
-use crate::{allocator, logging, metrics, nodes};
+use crate::{logging, metrics, nodes};
 use clap::Parser;
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::ids::Uuid;
@@ -44,7 +44,6 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Fail> {
     let config = Config::load(cli.config.as_deref())?;
     let limits = nodes::limits(&config)?;
-    allocator::settle();
     logging::start(&config.log)?;
     let masters = config.masters(&cli.masters);
     if masters.is_empty() {

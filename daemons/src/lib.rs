@@ -3,8 +3,6 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 #[cfg(not(feature = "sim"))]
-mod allocator;
-#[cfg(not(feature = "sim"))]
 pub mod bench;
 #[cfg(not(feature = "sim"))]
 pub mod chunkserver;

@@ -4,7 +4,7 @@ use crate::config::{self, Config};
 use crate::fail::{self, Fail};
 use crate::nodes::{self, MasterPlan, RunningMaster};
 use crate::signals::Stop;
-use crate::{allocator, logging, metrics};
+use crate::{logging, metrics};
 use clap::Parser;
 use mooseng::master::{Master, MasterConfig};
 use std::path::PathBuf;
@@ -43,7 +43,6 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Fail> {
     let config = Config::load(cli.config.as_deref())?;
     let limits = nodes::limits(&config)?;
-    allocator::settle();
     logging::start(&config.log)?;
     let listen = cli.listen.or(config.node.listen.clone());
     let listen = listen.unwrap_or_else(|| config::MASTER_LISTEN.to_owned());

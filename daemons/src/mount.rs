@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::fail::{self, Fail};
+use crate::logging;
 use crate::signals::Stop;
-use crate::{allocator, logging};
 use clap::Parser;
 use mooseng::client::{Client, ClientConfig};
 use mooseng_fuse::{MountConfig, Mounted};
@@ -63,7 +63,6 @@ fn run(cli: &Cli) -> Result<(), Fail> {
     if !cli.foreground && !cli.background_child {
         return start_in_background();
     }
-    allocator::settle();
     logging::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
