@@ -12,6 +12,7 @@ use mooseng::errno::Errno as Failure;
 use mooseng::ids::InodeId;
 use mooseng::limits::NAME_BYTES_MAX;
 use mooseng::pb::{DirEntry, FileKind};
+use mooseng::seam;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
@@ -57,9 +58,11 @@ impl MooseFilesystem {
         self.shared.counters.count(Kind::Inline);
     }
 
-    /// Moves the rest of a request to the runtime. The kernel bounds how many there are.
+    /// Carries a request out: here until it must wait, so that what it asks of others leaves on this thread,
+    /// then on the runtime. The kernel bounds how many there are.
     fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Shared>) -> F) {
-        self.runtime.spawn(work(self.shared.clone()));
+        let _runtime = self.runtime.enter();
+        seam::spawn_eager(work(self.shared.clone()));
     }
 }
 

@@ -51,7 +51,14 @@ impl Client {
         }
         for (flight, urgent) in began {
             let Some(me) = self.me.upgrade() else { return };
-            self.runtime.spawn(me.fly(inode.clone(), flight, urgent));
+            let fly = me.fly(inode.clone(), flight, urgent);
+            if urgent {
+                let _runtime = self.runtime.enter();
+                seam::spawn_eager(fly);
+            } else {
+                // Whoever writes goes on writing.
+                self.runtime.spawn(fly);
+            }
         }
     }
 

@@ -122,11 +122,9 @@ impl Client {
     }
 
     fn start(self: &Arc<Client>) {
-        let stream = seam::spawn(self.session.clone().stream());
         let keepalive = seam::spawn(keepalive(self.me.clone(), self.limits.keepalive));
         let housekeeping = seam::spawn(housekeeping(self.me.clone(), self.tick_interval()));
-        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) =
-            vec![stream, keepalive, housekeeping];
+        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = vec![keepalive, housekeeping];
     }
 
     /// Writes everything back, closes the session and stops. The first failure of a write-back is returned.

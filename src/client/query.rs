@@ -83,7 +83,7 @@ impl Queries {
             begin
         };
         if begin {
-            seam::spawn(self.clone().work());
+            seam::spawn_eager(self.clone().work());
         }
         // The call ends by its deadline; the sender is dropped only with the runtime.
         answer.await.unwrap_or(Err(Errno::EIO))

@@ -66,6 +66,8 @@ struct State {
     queue: VecDeque<Queued>,
     /// Something in the queue is waited for.
     urgent: bool,
+    /// The stream is under way.
+    streaming: bool,
     queued: u64,
     done: u64,
     closed: bool,
@@ -79,7 +81,6 @@ pub struct Session {
     limits: Arc<Limits>,
     host: String,
     state: Mutex<State>,
-    wake: Notify,
     progress: Notify,
     room: Semaphore,
 }
@@ -88,6 +89,17 @@ struct Batch {
     request: pb::Batch,
     generation: u64,
     entries: Vec<Queued>,
+}
+
+/// What the stream does next.
+enum Next {
+    Batch(Batch),
+    /// The session is over.
+    Reopen,
+    /// Nothing waits that somebody waits for; whoever brings something starts the stream again.
+    Rest,
+    /// The client is closed.
+    End,
 }
 
 impl Session {
@@ -109,6 +121,7 @@ impl Session {
             refilling: false,
             queue: VecDeque::new(),
             urgent: false,
+            streaming: false,
             queued: 0,
             done: 0,
             closed: false,
@@ -122,7 +135,6 @@ impl Session {
             limits,
             host,
             state: Mutex::new(state),
-            wake: Notify::new(),
             progress: Notify::new(),
         }))
     }
@@ -149,14 +161,14 @@ impl Session {
     }
 
     /// Executes one operation, in order after all that were submitted before; its errno is the error.
-    pub async fn run(&self, op: op::Op) -> Result<pb::OpResult, Errno> {
+    pub async fn run(self: &Arc<Session>, op: op::Op) -> Result<pb::OpResult, Errno> {
         let result = self.execute(op).await?;
         Errno::check(result.errno)?;
         Ok(result)
     }
 
     /// [`Session::run`] with the whole result of an operation that the masters refused.
-    pub async fn execute(&self, op: op::Op) -> Result<pb::OpResult, Lost> {
+    pub async fn execute(self: &Arc<Session>, op: op::Op) -> Result<pb::OpResult, Lost> {
         let deadline = self.limits.operation_deadline;
         let waiting = async {
             let _permit = self.room.acquire().await.map_err(|_| Lost::Closed)?;
@@ -171,7 +183,10 @@ impl Session {
         }
     }
 
-    fn submit(&self, op: op::Op) -> Result<oneshot::Receiver<Result<pb::OpResult, Lost>>, Lost> {
+    fn submit(
+        self: &Arc<Session>,
+        op: op::Op,
+    ) -> Result<oneshot::Receiver<Result<pb::OpResult, Lost>>, Lost> {
         let (done, outcome) = oneshot::channel();
         let mut state = self.state();
         if state.closed {
@@ -180,13 +195,13 @@ impl Session {
         state.push(Queued { op, done: Some(done), asked: seam::now() });
         state.urgent = true;
         drop(state);
-        self.wake.notify_one();
+        self.go_on();
         Ok(outcome)
     }
 
     /// Queues an operation that nobody waits for; it travels with the next one that somebody waits for, or
     /// with the next [`Session::kick`].
-    pub fn submit_lazy(&self, op: op::Op) {
+    pub fn submit_lazy(self: &Arc<Session>, op: op::Op) {
         let mut state = self.state();
         if !state.closed {
             state.push(Queued { op, done: None, asked: seam::now() });
@@ -199,17 +214,17 @@ impl Session {
     }
 
     /// Sends what waits.
-    pub fn kick(&self) {
+    pub fn kick(self: &Arc<Session>) {
         let mut state = self.state();
         if !state.queue.is_empty() {
             state.urgent = true;
             drop(state);
-            self.wake.notify_one();
+            self.go_on();
         }
     }
 
     /// Waits until everything submitted before is answered.
-    pub async fn barrier(&self) -> Result<(), Errno> {
+    pub async fn barrier(self: &Arc<Session>) -> Result<(), Errno> {
         let upto = self.state().queued;
         self.kick();
         let waiting = async {
@@ -228,9 +243,9 @@ impl Session {
     }
 
     /// No more operations; the stream ends when those that wait are answered.
-    pub fn close(&self) {
+    pub fn close(self: &Arc<Session>) {
         self.state().closed = true;
-        self.wake.notify_one();
+        self.go_on();
     }
 
     /// Ends the session at the masters.
@@ -241,16 +256,22 @@ impl Session {
 
     // ---- the stream ----
 
-    /// Runs until [`Session::close`].
-    pub async fn stream(self: Arc<Session>) {
+    /// Starts the stream unless it is under way. Whoever has an operation sends it on his own thread, with
+    /// what else waits, if no batch is on its way.
+    fn go_on(self: &Arc<Session>) {
+        if !std::mem::replace(&mut self.state().streaming, true) {
+            seam::spawn_eager(self.clone().stream());
+        }
+    }
+
+    /// Sends what waits until nothing does.
+    async fn stream(self: Arc<Session>) {
         loop {
-            if self.state().ended && !self.reopen().await {
-                break;
-            }
-            match self.next_batch() {
-                Some(batch) => self.send(batch).await,
-                None if self.state().closed => break,
-                None => self.wake.notified().await,
+            match self.next() {
+                Next::Batch(batch) => self.send(batch).await,
+                Next::Reopen if self.reopen().await => {}
+                Next::Reopen | Next::End => break,
+                Next::Rest => return,
             }
         }
         let rest: Vec<Queued> = {
@@ -262,10 +283,14 @@ impl Session {
         self.progress.notify_waiters();
     }
 
-    fn next_batch(&self) -> Option<Batch> {
+    fn next(&self) -> Next {
         let mut state = self.state();
-        if state.ended || !(state.urgent || state.closed) {
-            return None;
+        if state.ended {
+            return Next::Reopen;
+        }
+        if !(state.urgent || state.closed) {
+            state.streaming = false;
+            return Next::Rest;
         }
         let mut entries: Vec<Queued> = Vec::new();
         let mut bytes = 0;
@@ -294,7 +319,8 @@ impl Session {
         }
         state.urgent = !state.queue.is_empty();
         if entries.is_empty() {
-            return None;
+            state.streaming = state.closed;
+            return if state.closed { Next::End } else { Next::Rest };
         }
         state.batches += 1;
         let ops = entries.iter().map(|entry| pb::Op { op: Some(entry.op.clone()) }).collect();
@@ -302,10 +328,10 @@ impl Session {
         state.next_seq += entries.len() as u64;
         let session = state.current.id.get();
         let request = pb::Batch { session, first_seq, acked_seq: first_seq - 1, ops };
-        Some(Batch { request, generation: state.current.generation, entries })
+        Next::Batch(Batch { request, generation: state.current.generation, entries })
     }
 
-    async fn send(&self, batch: Batch) {
+    async fn send(self: &Arc<Session>, batch: Batch) {
         let sent = self.masters.call::<calls::SubmitBatch>(&batch.request, Mono(u64::MAX)).await;
         match sent {
             Ok(reply) if reply.errno == 0 && reply.results.len() == batch.entries.len() => {
@@ -353,7 +379,7 @@ impl Session {
     // ---- the session's end ----
 
     /// The masters ended this session. What belongs to it is lost: dirty data, pins, queued commits.
-    pub fn expire(&self, generation: u64) {
+    pub fn expire(self: &Arc<Session>, generation: u64) {
         let bound: Vec<Queued> = {
             let mut state = self.state();
             if state.ended || state.current.generation != generation {
@@ -368,7 +394,7 @@ impl Session {
         };
         self.meta.session_lost();
         self.lose(bound, Lost::Expired);
-        self.wake.notify_one();
+        self.go_on();
     }
 
     /// Opens the next session. `false` when the client is closed meanwhile.
@@ -393,7 +419,7 @@ impl Session {
     }
 
     /// One keepalive; what the masters say about the session counts.
-    pub async fn keepalive(&self) {
+    pub async fn keepalive(self: &Arc<Session>) {
         let current = self.current();
         if self.is_over(current.generation) {
             return;

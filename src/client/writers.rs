@@ -185,7 +185,7 @@ impl Writers {
             group.hire(&self.limits)
         };
         for lane in idle {
-            seam::spawn(self.clone().work(key, lane));
+            seam::spawn_eager(self.clone().work(key, lane));
         }
     }
 

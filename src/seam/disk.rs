@@ -34,6 +34,11 @@ pub struct Space {
     pub free: u64,
 }
 
+/// Whether there is no room: on the disk, or in what its owner may use of it.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A directory on one disk. Errors are the operating system's (`raw_os_error` is set for EIO and ENOSPC).
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file. The parent directory exists.

@@ -12,6 +12,26 @@ where
     tokio::spawn(future)
 }
 
+/// Starts a task whose first step is taken here and now, as far as it gets without waiting: a request leaves
+/// on the thread that asks, and no other thread need be woken for that. Hold no lock that the task takes. In
+/// the simulation the scheduler says when a task's first step is, as always.
+pub fn spawn_eager<F>(future: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    #[cfg(not(feature = "sim"))]
+    {
+        let mut future = Box::pin(future);
+        // Nobody is to be woken: the task looks again by itself.
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        if future.as_mut().poll(&mut cx).is_pending() {
+            spawn(future);
+        }
+    }
+    #[cfg(feature = "sim")]
+    spawn(future);
+}
+
 /// Runs disk work that may block for long off the runtime's threads. In the simulation it runs inline and
 /// then waits as long as the simulated disk says it took.
 ///
@@ -36,6 +56,24 @@ where
         settle().await;
         value
     }
+}
+
+/// [`blocking`] for work that is short unless the disk is slow, and that somebody waits for: it is done here
+/// where the runtime has threads that can go on without this one, which spares two hand-offs.
+pub async fn blocking_here<T, F>(work: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    #[cfg(not(feature = "sim"))]
+    {
+        use tokio::runtime::{Handle, RuntimeFlavor};
+        if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+            #[expect(clippy::disallowed_methods, reason = "the seam itself")]
+            return tokio::task::block_in_place(work);
+        }
+    }
+    blocking(work).await
 }
 
 /// After disk calls made inline: waits out what the simulated disk says they took. Nothing in the real

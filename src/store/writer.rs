@@ -14,6 +14,10 @@ type Answer = Result<u64, StoreError>;
 /// How long an append that arrived before its predecessor waits for it.
 const REORDER_WAIT: Duration = Duration::from_millis(100);
 
+/// What a batch appends at most, bytes, to be carried out on the thread that brought it: beyond, the work
+/// outweighs the hand-off.
+const HERE_MAX: usize = 64 << 10;
+
 enum Job {
     Append(Append, bool),
     Sync(ReplicaId, u64),
@@ -166,17 +170,25 @@ impl Writer {
         if idle && crate::bug!(CARRY) {
             self.clone().drain().await;
         } else if idle {
-            seam::spawn(self.clone().drain());
+            seam::spawn_eager(self.clone().drain());
         }
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Carries out what waits until nothing does. The first batch, if it is a small one, on the thread that
+    /// brought it: its answer leaves from there too.
     async fn drain(self: Arc<Writer>) {
+        let mut first = true;
         while let Some(batch) = self.take() {
             let store = self.store.clone();
+            let small = batch.iter().map(|pending| pending.job.bytes()).sum::<usize>() <= HERE_MAX;
             let (jobs, answers): (Vec<Job>, Vec<_>) =
                 batch.into_iter().map(|pending| (pending.job, pending.answer)).unzip();
-            let results = seam::blocking(move || run(&store, jobs)).await;
+            let work = move || run(&store, jobs);
+            let results = match std::mem::take(&mut first) && small {
+                true => seam::blocking_here(work).await,
+                false => seam::blocking(work).await,
+            };
             for (answer, result) in answers.into_iter().zip(results) {
                 let _ = answer.send(result);
             }
