@@ -38,7 +38,6 @@ pub use write::Append;
 pub use writer::Writer;
 
 use crate::ids::Uuid;
-use std::io;
 
 /// Why the store did not do what it was asked; each a refusal of its own on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,9 +118,4 @@ pub struct Load {
     pub failed: bool,
     /// Replicas on it.
     pub replicas: u64,
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-        || error.kind() == io::ErrorKind::StorageFull
 }

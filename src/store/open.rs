@@ -5,11 +5,11 @@ use super::format::{
 };
 use super::replica::{Fault, Progress, Replica};
 use super::superblock::{Claimed, DiskError};
-use super::{Load, Status, StoreError, is_full};
+use super::{Load, Status, StoreError};
 use crate::checksum::{Block, judge};
 use crate::ids::Uuid;
 use crate::limits::Limits;
-use crate::seam::{Disk, DiskFile, OpenMode};
+use crate::seam::{self, Disk, DiskFile, OpenMode};
 use crate::{bug, mark};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -286,7 +286,7 @@ impl Store {
     /// Turns an error of a write into the store's answer: a full disk is refused and stays in use, anything
     /// else takes the disk out of use, because nobody knows what is on it now. There is no retry.
     pub(super) fn fail(&self, what: &str, error: io::Error) -> StoreError {
-        if is_full(&error) {
+        if seam::is_full(&error) {
             mark!("store: disk full");
             return StoreError::NoSpace(self.describe());
         }

@@ -2,10 +2,10 @@
 
 use super::format::{self, BLOCK, CHUNKS, Recorded, ReplicaId};
 use super::replica::{Progress, Replica};
-use super::{Store, StoreError, is_full};
+use super::{Store, StoreError};
 use crate::checksum::block_crc;
 use crate::limits::BLOCK_BYTES;
-use crate::seam::{DiskFile, OpenMode};
+use crate::seam::{self, DiskFile, OpenMode};
 use crate::{bug, mark};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -121,7 +121,7 @@ impl Store {
         let prewritten = self.prewrite(&replica, &*file, append);
         // HALF: only a full disk is heeded.
         if let Err(error) = prewritten.and_then(|()| self.write_blocks(&*file, append))
-            && (is_full(&error) || !bug!(HALF))
+            && (seam::is_full(&error) || !bug!(HALF))
         {
             return Err(self.undo(&replica, &*file, append, error));
         }

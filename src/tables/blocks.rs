@@ -25,7 +25,7 @@ use super::layout::*;
 use crate::codec::{self, kind};
 use crate::limits::BLOCK_BYTES;
 use crate::pb;
-use crate::seam::DiskFile;
+use crate::seam::{self, DiskFile};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,7 +143,7 @@ impl Blocks {
     }
 
     fn bears(&self, error: &io::Error) -> bool {
-        error.kind() == io::ErrorKind::StorageFull && self.in_place.load(Ordering::Acquire)
+        seam::is_full(error) && self.in_place.load(Ordering::Acquire)
     }
 
     /// Makes what was written durable.

@@ -93,7 +93,7 @@ impl TableError {
 
     /// Whether the disk was full: nothing of the file is lost, and it can be tried again.
     pub fn is_full(&self) -> bool {
-        matches!(self, TableError::Io { error, .. } if error.kind() == io::ErrorKind::StorageFull)
+        matches!(self, TableError::Io { error, .. } if crate::seam::is_full(error))
     }
 }
 

@@ -24,7 +24,7 @@ pub use segments::{Spare, SpareJob};
 
 use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
-use crate::seam::Disk;
+use crate::seam::{self, Disk};
 use crate::{bug, invariant, mark};
 use bytes::Bytes;
 use record::{Head, Header, Kind, SECTOR_BYTES};
@@ -80,7 +80,7 @@ pub enum WalError {
 
 impl WalError {
     fn io(disk: &dyn Disk, path: &str, what: &'static str, error: &io::Error) -> WalError {
-        let full = error.kind() == io::ErrorKind::StorageFull;
+        let full = seam::is_full(error);
         WalError::Io {
             file: format!("{}/{path}", disk.describe()),
             what,
