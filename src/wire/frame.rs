@@ -315,9 +315,10 @@ impl Decoder {
             };
             if len - section.len() > DIRECT_BYTES {
                 if section.len() == section.capacity() {
-                    let grown = section.len().saturating_mul(2).clamp(FIRST_RESERVE_BYTES, len);
-                    let grown = if *granted { len } else { grown };
-                    let mut longer = aligned(grown);
+                    let mut longer = aligned(match *granted {
+                        true => len,
+                        false => section.len().saturating_mul(2).clamp(FIRST_RESERVE_BYTES, len),
+                    });
                     longer.extend_from_slice(section);
                     *section = longer;
                 }
