@@ -43,6 +43,8 @@ pub(super) struct Link {
 /// A full report under way.
 struct Report {
     number: u64,
+    /// The term whose leader is told; 0 for whoever leads.
+    term: u64,
     disk: usize,
     after: Option<ReplicaId>,
     first: bool,
@@ -89,7 +91,7 @@ impl Link {
             } else if self.heartbeat().await {
                 // What the leader told this server, or was told, may be lost: it is compared now and then.
                 if self.report.is_none() && begun.since(self.reported) > self.report_period() {
-                    self.begin_report();
+                    self.begin_report(0);
                 }
                 self.send_report(begun + heartbeat).await;
             }
@@ -195,7 +197,7 @@ impl Link {
         }
         tracing::info!(%server, %cluster, master = self.leader, "registered");
         self.registered = true;
-        self.begin_report();
+        self.begin_report(0);
         Ok(())
     }
 
@@ -203,10 +205,11 @@ impl Link {
         self.shared.limits.scrub_period.min(REPORT_PERIOD_MAX)
     }
 
-    fn begin_report(&mut self) {
+    fn begin_report(&mut self, term: u64) {
         self.reported = seam::now();
         self.reports += 1;
-        self.report = Some(Report { number: self.reports, disk: 0, after: None, first: true });
+        let number = self.reports;
+        self.report = Some(Report { number, term, disk: 0, after: None, first: true });
     }
 
     /// Whether the leader heard it.
@@ -234,9 +237,11 @@ impl Link {
         match &reply {
             Some(reply) if reply.errno == 0 => {
                 self.shared.terms.obey(Term(reply.term));
-                if reply.send_report {
+                // It asks until it has heard a whole one; the one under way goes on, if it is for this leader.
+                let under_way = self.report.as_ref().is_some_and(|r| r.term == reply.term);
+                if reply.send_report && !under_way {
                     mark!("chunkserver: leader wants a full report");
-                    self.begin_report();
+                    self.begin_report(reply.term);
                 }
                 return true;
             }
@@ -264,7 +269,7 @@ impl Link {
             let mut page = self.page(&report);
             let Some(reply) = self.ask::<calls::Report>(&page.request).await else {
                 // The leader may be another now; it asks for its own.
-                self.begin_report();
+                self.begin_report(report.term);
                 return;
             };
             if reply.errno != 0 {
@@ -307,7 +312,8 @@ impl Link {
             last: disk >= self.shared.writers.len(),
             first: report.first,
         };
-        Page { request, rest: Report { number: report.number, disk, after, first: report.first } }
+        let Report { number, term, first, .. } = *report;
+        Page { request, rest: Report { number, term, disk, after, first } }
     }
 }
 

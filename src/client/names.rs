@@ -443,8 +443,12 @@ impl Client {
         let inode = self.meta.table.get_or_new(ino);
         let attr = match self.load_extents(&inode, 0).await {
             Ok(attr) => attr,
-            // Without a name any more, but open here already: the kernel may open it again.
-            Err(Errno::ESTALE) if is_open(&inode) => inode.lock().view().ok_or(Errno::ESTALE)?,
+            // REOPEN: whoever has it open takes what he knows of it for what it last was.
+            Err(Errno::ESTALE) if crate::bug!(REOPEN) && is_open(&inode) => {
+                inode.lock().view().ok_or(Errno::ESTALE)?
+            }
+            // Nothing keeps it any more: removed elsewhere, perhaps after changes that this mount never saw. What
+            // is open here reads on as it was, but whoever opens now must see the last of it.
             Err(Errno::ESTALE) => {
                 self.meta.gone(&inode);
                 return Err(Errno::ESTALE);

@@ -146,6 +146,7 @@ fn verify(
 
 /// Commits the seal of an open chunk at what was committed, and tells its servers to cut the rest.
 pub(super) async fn seal(shared: &Arc<Shared>, chunk: &pb::Chunk) -> Result<(), Refusal> {
+    announce(shared, &[ChunkId(chunk.id)]);
     let command = pb::SealChunkCmd { chunk: chunk.id };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::SealChunk(command)) };
     let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
@@ -156,14 +157,24 @@ pub(super) async fn seal(shared: &Arc<Shared>, chunk: &pb::Chunk) -> Result<(), 
     Ok(())
 }
 
-/// [`tell_sealed`] of those among the chunks that are sealed.
+/// These are about to be sealed: their servers are told also if whoever asks for it is dropped before he can.
+pub(super) fn announce(shared: &Shared, chunks: &[ChunkId]) {
+    // HUSH: nobody else tells.
+    if !crate::bug!(HUSH) {
+        chunks.iter().for_each(|id| tell_later(shared, id.get()));
+    }
+}
+
+/// [`tell_sealed`] of those among the chunks that are sealed; those that are not yet are looked at again.
 pub(super) fn tell_all_sealed(shared: &Arc<Shared>, chunks: &[ChunkId]) {
     let view = shared.raft.view();
     for id in chunks {
         // A table that can not be read ends this master elsewhere; the next full report tells the rest.
         let Ok(Some(chunk)) = view.get::<Chunks>(id) else { continue };
-        if chunk.state() == pb::ChunkState::Sealed {
-            tell_sealed(shared, &chunk);
+        match chunk.state() {
+            pb::ChunkState::Open => tell_later(shared, chunk.id),
+            pb::ChunkState::Sealed => tell_sealed(shared, &chunk),
+            _ => {}
         }
     }
 }
@@ -175,6 +186,7 @@ pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
         tell_later(shared, chunk.id);
         return;
     }
+    shared.soft().untold.remove(&chunk.id);
     let (shared, chunk) = (shared.clone(), chunk.clone());
     seam::spawn(async move {
         for replica in &chunk.replicas {

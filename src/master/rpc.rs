@@ -114,6 +114,7 @@ async fn submit(shared: &Arc<Shared>, mut batch: pb::Batch) -> Answer {
     space::refuse_growth(shared, &mut batch);
     let session = batch.session.into();
     let given_up: Vec<ChunkId> = batch.ops.iter().filter_map(sealed_by).collect();
+    repair::announce(shared, &given_up);
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::Batch(batch)) };
     let (term, index, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
     let Some(pb::outcome::Kind::Batch(mut reply)) = outcome.kind else {

@@ -203,9 +203,17 @@ pub(super) fn heartbeat(
         return Ok(Outgoing::new::<calls::Heartbeat>(&reply));
     }
     let beat = Beat { at: clock(), incarnation: request.incarnation, disks: request.disks };
-    let before = shared.soft().servers.insert(server, beat);
-    // This leader has not heard this boot of the server yet: it wants to know what is there.
-    reply.send_report = before.is_none_or(|b| b.incarnation != request.incarnation);
+    let (before, heard) = {
+        let mut soft = shared.soft();
+        let before = soft.servers.insert(server, beat);
+        (before, soft.reports.heard(server, request.incarnation))
+    };
+    // Until it knows what this boot of the server holds: an answer that asks for it may be lost.
+    reply.send_report = match bug!(DEAF) {
+        false => !heard,
+        // DEAF: it is asked for once.
+        true => before.is_none_or(|b| b.incarnation != request.incarnation),
+    };
     for replica in request.bad {
         repair::found_bad(shared, &replica);
     }

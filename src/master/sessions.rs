@@ -116,6 +116,7 @@ async fn end(
     expired: bool,
 ) -> Result<pb::Outcome, Refusal> {
     let open = open_chunks(shared, session).map_err(|error| shared.broken(&error))?;
+    repair::announce(shared, &open);
     let command = pb::EndSessionCmd { session: session.get(), expired };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::EndSession(command)) };
     let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;

@@ -60,10 +60,13 @@ pub(crate) struct Cursors {
     pub(crate) doomed: (ServerId, ChunkId, Generation),
 }
 
-/// Full reports under way: per server, the round and the replicas named so far.
+/// Full reports: what this leader was told of what servers hold.
 #[derive(Default)]
 pub(crate) struct Reports {
+    /// Those under way: per server, the round and the replicas named so far.
     rounds: BTreeMap<ServerId, (Round, Named)>,
+    /// The boot whose report was heard to its end, per server.
+    heard: BTreeMap<ServerId, u64>,
 }
 
 /// Replicas by chunk, generation and shard: a server may have another one of the same chunk, which a repair left
@@ -91,7 +94,16 @@ impl Reports {
             return None;
         }
         present.extend(replicas);
-        if last { self.rounds.remove(&server).map(|(_, present)| present) } else { None }
+        if !last {
+            return None;
+        }
+        self.heard.insert(server, round.0);
+        self.rounds.remove(&server).map(|(_, present)| present)
+    }
+
+    /// Whether a whole report of this boot of the server was heard.
+    pub(crate) fn heard(&self, server: ServerId, incarnation: u64) -> bool {
+        self.heard.get(&server) == Some(&incarnation)
     }
 }
 

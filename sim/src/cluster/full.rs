@@ -12,6 +12,7 @@ use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::{Client, ClientConfig};
 use mooseng::erasure::Layout;
 use mooseng::ids::{ChunkId, NodeId, ServerId};
+use mooseng::master::admin::Admin;
 use mooseng::master::{self, Master, MasterConfig};
 use mooseng::namespace::tables::{Degraded, ServerChunks, Servers};
 use mooseng::pb::{self, ServerState};
@@ -27,11 +28,18 @@ use std::time::Duration;
 const CHUNK_PORT: u16 = 9422;
 const DISK_BYTES: u64 = 256 << 20;
 
+/// A master's process.
+#[derive(Clone)]
+struct Running {
+    raft: Arc<RaftNode>,
+    admin: Admin,
+}
+
 /// The running masters by machine, for the test to look into.
 #[derive(Clone)]
 pub struct Cluster {
     master_bytes: u64,
-    masters: Arc<Mutex<BTreeMap<String, Arc<RaftNode>>>>,
+    masters: Arc<Mutex<BTreeMap<String, Running>>>,
     /// What each machine last was in the group, whether its process runs or not.
     members: Arc<Mutex<BTreeMap<String, NodeId>>>,
     /// By log index: how many masters made a majority from there on.
@@ -134,7 +142,7 @@ impl Cluster {
         };
         let master = Master::start(config, disk).await.map_err(|e| text(&e))?;
         let raft = master.raft().clone();
-        self.put(&context.name, &raft);
+        self.put(&context.name, Running { raft: raft.clone(), admin: master.admin() });
         context.say(&format!("runs as {}", master.node()));
         let mut before = (raft.term(), false);
         loop {
@@ -151,14 +159,18 @@ impl Cluster {
 
     /// The raft node of this machine; `None` until it has started.
     pub fn get(&self, name: &str) -> Option<Arc<RaftNode>> {
+        self.running(name).map(|running| running.raft)
+    }
+
+    fn running(&self, name: &str) -> Option<Running> {
         self.masters.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    fn put(&self, name: &str, node: &Arc<RaftNode>) {
+    fn put(&self, name: &str, node: Running) {
         let mut running = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         running.insert(name.to_owned(), node.clone());
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        members.insert(name.to_owned(), node.node());
+        members.insert(name.to_owned(), node.raft.node());
     }
 
     /// What this machine was in the group when its process last ran.
@@ -259,7 +271,14 @@ impl Cluster {
         stuck("O7", format!("{server} is drained and has {left} chunks 60 s after healing"));
     }
 
-    /// O7: after healing, all masters have applied the same, and every chunk is whole again.
+    /// Active servers of which the leader does not know all that they hold.
+    fn unreported(&self, world: &World) -> usize {
+        let leader = self.leader_name(world).and_then(|name| self.running(&name));
+        leader.map_or(0, |running| running.admin.unreported().len())
+    }
+
+    /// O7: after healing, all masters have applied the same, every chunk is whole again, and the leader knows what
+    /// every chunkserver holds.
     pub async fn converge(&self, world: &World) {
         let (names, servers) = (world.names(Role::Master), world.names(Role::Chunkserver).len());
         let healed = trace::now_ns();
@@ -282,12 +301,14 @@ impl Cluster {
             // All of them: one that is still starting has not converged.
             let all = applied.len() == names.len();
             let same = all && applied.iter().all(|index| *index == applied[0]);
-            if same && degraded == 0 && active == servers && voters == names.len() {
+            let whole = degraded == 0 && active == servers && voters == names.len();
+            let unheard = self.unreported(world);
+            if same && whole && unheard == 0 {
                 stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
                 return;
             }
             why = format!(
-                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {voters} voters"
+                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {unheard} not heard, {voters} voters"
             );
         }
         stuck("O7", format!("not converged 60 s after healing: {why}"));

@@ -2,7 +2,7 @@
 //! themselves by what DISK_FORMAT.md says.
 //!
 //! - Enough shards: every shard of the layout is on the disk of an active server, at least up to the committed
-//!   length, and every block up to there matches its CRC; shards of sealed chunks end there.
+//!   length, and every block up to there matches its CRC; shards of sealed chunks end there and are marked.
 //! - Copies are equal up to the committed length; parity is what encoding the data shards again gives.
 //! - What files refer to lies within committed lengths.
 //! - No copy that a repair began is left over.
@@ -23,6 +23,7 @@ use crate::stats;
 use crate::world::damage::victims;
 use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
+use mooseng::codec;
 use mooseng::erasure::{Codec, Layout};
 use mooseng::ids::{ChunkId, InodeId, ServerId};
 use mooseng::namespace::tables::{
@@ -31,6 +32,7 @@ use mooseng::namespace::tables::{
 use mooseng::pb::{self, ChunkState, Hole, ServerState, extent::Source};
 use mooseng::raft::RaftNode;
 use mooseng::tables::Read;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -175,13 +177,15 @@ fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &BTreeMap<u64, Home>) -> Result
         let found = disks.get(&replica.server).ok_or("its server is not active".to_owned());
         let astray = found.as_ref().is_ok_and(|(_, astray)| *astray);
         match found.and_then(|(disk, _)| shard(disk, chunk, replica, (len, &holes))) {
-            Ok((bytes, surplus)) => {
-                shards[at] = Some(bytes);
+            Ok(found) => {
+                shards[at] = Some(found.bytes);
                 // A sealed one ends where it was committed, once its server has heard of it.
-                if surplus > 0 && !astray && chunk.state() == ChunkState::Sealed {
+                let told = found.sealed && found.surplus == 0;
+                if !told && !astray && chunk.state() == ChunkState::Sealed {
+                    let (server, surplus) = (replica.server, found.surplus);
+                    let sealed = if found.sealed { "sealed" } else { "not sealed" };
                     bad.push(format!(
-                        "shard {at} on server {}: {surplus} bytes more",
-                        replica.server
+                        "shard {at} on server {server}: {sealed}, {surplus} bytes more"
                     ));
                 }
             }
@@ -200,14 +204,33 @@ fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &BTreeMap<u64, Home>) -> Result
     Ok(())
 }
 
-/// The shard's bytes from the disk, zeros for holes, if every block is what its CRC says, and how many more
-/// there are.
+/// A shard as a disk has it.
+struct Found {
+    /// Up to the committed length; zeros for holes.
+    bytes: Vec<u8>,
+    /// So many more are there.
+    surplus: usize,
+    /// Marked as sealed.
+    sealed: bool,
+}
+
+/// Whether a copy of the header says that the replica is sealed.
+fn is_sealed(file: &[u8]) -> bool {
+    let copies = [0, HEADER / 2].map(|at| file.get(at..).unwrap_or_default());
+    copies.iter().any(|copy| {
+        let body = codec::decode_record(codec::kind::REPLICA_HEADER, copy).map(|(body, _)| body);
+        let header = body.ok().and_then(|body| pb::ReplicaHeader::decode(body).ok());
+        header.is_some_and(|header| header.sealed)
+    })
+}
+
+/// The shard from the disk, if every block is what its CRC says.
 fn shard(
     disk: &SimDisk,
     chunk: &pb::Chunk,
     replica: &pb::Replica,
     (len, holes): (usize, &[Range<usize>]),
-) -> Result<(Vec<u8>, usize), String> {
+) -> Result<Found, String> {
     let k = chunk.layout.unwrap_or_default().data as usize;
     let (id, generation) = (chunk.id, replica.r#gen);
     let name = format!("{id:016x}-{generation:x}-{}-{k}.dat", replica.shard);
@@ -228,7 +251,8 @@ fn shard(
             return Err(format!("block {index} does not match its CRC"));
         }
     }
-    Ok((bytes, file.len() - HEADER - table - len))
+    let surplus = file.len() - HEADER - table - len;
+    Ok(Found { bytes, surplus, sealed: is_sealed(&file) })
 }
 
 fn agree(chunk: &pb::Chunk, shards: &[Option<Vec<u8>>], k: usize, m: usize) -> Result<(), Broken> {

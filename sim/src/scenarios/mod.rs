@@ -20,10 +20,12 @@ mod namespace_chaos;
 mod namespace_model;
 mod placement_model;
 mod raft_chaos;
+mod removed_elsewhere;
 mod single_fault;
 mod small_raft;
 mod store_model;
 mod tables_model;
+mod told_late;
 mod wal_model;
 
 use crate::harness::{Mutant, Scenario};
@@ -48,6 +50,8 @@ pub const ALL: &[Scenario] = &[
     cluster_chaos::LONG,
     append_turns::SCENARIO,
     deposed_leader::SCENARIO,
+    removed_elsewhere::SCENARIO,
+    told_late::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     wal_model::FAULTS,

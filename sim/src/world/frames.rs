@@ -84,7 +84,7 @@ impl Frames {
     }
 
     fn verdict(&self, node: &str, frame: &FrameInfo<'_>) -> Verdict {
-        if self.is_quiet() || !matters(frame) {
+        if self.is_quiet() || !matters(frame) || !self.strikes(frame) {
             return Verdict::Deliver;
         }
         match plan::frame_fate(key(node, frame, false), || self.draw()) {
@@ -96,6 +96,11 @@ impl Frames {
             }
             Some(Fate::Cut) => strikes("fault: connection cut", Verdict::Cut),
         }
+    }
+
+    fn strikes(&self, frame: &FrameInfo<'_>) -> bool {
+        let (only, name) = (&self.options.only, calls::name(frame.method));
+        only.is_empty() || name.is_some_and(|name| only.iter().any(|one| one == name))
     }
 
     fn draw(&self) -> Option<Fate> {
@@ -175,7 +180,7 @@ impl Hook for Hooked {
     }
 
     fn polls_allowed(&self, request: &FrameInfo<'_>) -> Option<u32> {
-        if self.0.is_quiet() {
+        if self.0.is_quiet() || !self.0.strikes(request) {
             return None;
         }
         let key = key(&node::here(), request, true);

@@ -60,6 +60,9 @@ pub struct NetOptions {
     pub cut: Ratio,
     /// Handlers that are dropped at one of their awaits.
     pub cancel: Ratio,
+    /// Calls whose frames and handlers all this strikes; empty for every call.
+    #[serde(default)]
+    pub only: Vec<String>,
 }
 
 /// Clocks of the nodes.
@@ -208,6 +211,7 @@ impl NetOptions {
             delay_ms_max: 0,
             cut: Ratio::NEVER,
             cancel: Ratio::NEVER,
+            only: Vec::new(),
         }
     }
 
@@ -227,6 +231,7 @@ impl NetOptions {
             delay_ms_max: rng.range(10, 800),
             cut,
             cancel,
+            only: Vec::new(),
         }
     }
 }

@@ -15,6 +15,7 @@ pub use grpc::AdminServer;
 use super::Shared;
 use super::rpc::must_lead;
 use crate::errno::Errno;
+use crate::ids::ServerId;
 use crate::pb::{self, admin_answer::Answer, admin_call::Call};
 use crate::raft::ProposeError;
 use crate::tables::TableError;
@@ -96,6 +97,12 @@ pub struct Admin {
 impl Admin {
     pub(super) fn new(shared: Arc<Shared>) -> Admin {
         Admin { shared }
+    }
+
+    /// Active chunkservers that this master, if it leads, has not heard a whole report of: what their replicas
+    /// lack it does not know.
+    pub fn unreported(&self) -> Vec<ServerId> {
+        status::unreported(&self.shared)
     }
 
     async fn call(&self, call: Call) -> Result<Answer, Failure> {

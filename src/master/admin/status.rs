@@ -4,7 +4,7 @@ use super::super::{Shared, servers};
 use super::Failure;
 use super::ops::point;
 use crate::ids::{ChunkId, ServerId, SessionId};
-use crate::namespace::tables::{Chunks, Counters, Deleting, Sessions};
+use crate::namespace::tables::{Chunks, Counters, Deleting, Servers, Sessions};
 use crate::pb;
 use crate::placement::ServerView;
 use crate::tables::{Read, Table, TableError, View};
@@ -156,6 +156,18 @@ fn tally(
     } else if shards < layout.data + layout.parity {
         status.under_replicated += 1;
     }
+}
+
+/// Active servers whose present boot has not told this leader all it holds.
+pub(super) fn unreported(shared: &Shared) -> Vec<ServerId> {
+    let view = shared.raft.view();
+    let rows = view.range::<Servers>(&ServerId(0), None).filter_map(Result::ok);
+    let active = rows.filter(|(_, row)| row.state() == pb::ServerState::Active);
+    let soft = shared.soft();
+    let heard = |id: ServerId| {
+        soft.servers.get(&id).is_some_and(|beat| soft.reports.heard(id, beat.incarnation))
+    };
+    active.map(|(id, _)| id).filter(|id| !heard(*id)).collect()
 }
 
 #[cfg(test)]
