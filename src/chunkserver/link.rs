@@ -268,8 +268,10 @@ impl Link {
         while let Some(report) = self.report.take() {
             let mut page = self.page(&report);
             let Some(reply) = self.ask::<calls::Report>(&page.request).await else {
-                // The leader may be another now; it asks for its own.
-                self.begin_report(report.term);
+                // A leader that asked asks again, unless it has heard all and its answer was lost.
+                if report.term == 0 {
+                    self.begin_report(0);
+                }
                 return;
             };
             if reply.errno != 0 {

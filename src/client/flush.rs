@@ -28,8 +28,10 @@ const COMMIT_EXTENTS_MAX: usize = 512;
 /// Why a flight begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// Somebody waits for it, or it is old: all of it.
-    All,
+    /// Somebody waits for it: all of it.
+    Asked,
+    /// It is old, or there is too much of everything: all of it.
+    Old,
     /// There is enough: what makes whole stripes.
     Enough,
 }
@@ -46,13 +48,13 @@ impl Client {
             while file.frozen == 0 && file.flights.len() < FLIGHTS_MAX {
                 let Some(due) = self.due(file, pressure) else { break };
                 let Some(flight) = begin(file, due, layout) else { break };
-                began.push((flight, due == Due::All));
+                began.push((flight, due));
             }
         }
-        for (flight, urgent) in began {
+        for (flight, due) in began {
             let Some(me) = self.me.upgrade() else { return };
-            let fly = me.fly(inode.clone(), flight, urgent);
-            if urgent {
+            let fly = me.fly(inode.clone(), flight, due != Due::Enough);
+            if due == Due::Asked {
                 let _runtime = self.runtime.enter();
                 seam::spawn_eager(fly);
             } else {
@@ -67,7 +69,7 @@ impl Client {
             return None;
         }
         if file.wanted > file.covered() {
-            return Some(Due::All);
+            return Some(Due::Asked);
         }
         let now = seam::now();
         if now < file.retry_at {
@@ -75,7 +77,7 @@ impl Client {
         }
         let old = file.dirty_since.is_some_and(|t| now.since(t) >= self.limits.dirty_age_max);
         if old || pressure {
-            return Some(Due::All);
+            return Some(Due::Old);
         }
         (file.dirty.bytes() >= self.limits.flush_bytes).then_some(Due::Enough)
     }
@@ -560,10 +562,10 @@ mod tests {
         let mut file = file();
         write(&mut file, 0, b"aaaa");
         write(&mut file, 4, b"bb");
-        let first = begin(&mut file, Due::All, copies()).unwrap();
+        let first = begin(&mut file, Due::Asked, copies()).unwrap();
         assert_eq!((first.upto, first.bytes), (2, 6));
         write(&mut file, 0, b"c");
-        let second = begin(&mut file, Due::All, copies()).unwrap();
+        let second = begin(&mut file, Due::Asked, copies()).unwrap();
         assert_eq!(second.upto, 3);
         file.flights.pop_front();
         landed(&mut file, &first);
@@ -581,7 +583,7 @@ mod tests {
         assert_eq!(flight.upto, 0, "the rest of the write is still dirty");
         assert_eq!(file.dirty.bytes(), 100);
         assert!(begin(&mut file, Due::Enough, layout).is_none());
-        let rest = begin(&mut file, Due::All, layout).unwrap();
+        let rest = begin(&mut file, Due::Asked, layout).unwrap();
         assert_eq!((rest.bytes, rest.upto), (100, 1));
     }
 
@@ -589,9 +591,9 @@ mod tests {
     fn failed_bytes_come_back_below_newer_ones() {
         let mut file = file();
         write(&mut file, 0, &[1; 100]);
-        let failed = begin(&mut file, Due::All, copies()).unwrap();
+        let failed = begin(&mut file, Due::Asked, copies()).unwrap();
         write(&mut file, 10, &[2; 10]);
-        let newer = begin(&mut file, Due::All, copies()).unwrap();
+        let newer = begin(&mut file, Due::Asked, copies()).unwrap();
         write(&mut file, 50, &[3; 10]);
         for (off, data) in failed.pieces.iter() {
             put_under(&mut file, *off, data, std::slice::from_ref(&newer.pieces), Mono(1));

@@ -80,6 +80,8 @@ pub struct Session {
     meta: Arc<Meta>,
     limits: Arc<Limits>,
     host: String,
+    /// Where the stream runs, also if it is begun on a thread of the kernel's requests.
+    runtime: tokio::runtime::Handle,
     state: Mutex<State>,
     progress: Notify,
     room: Semaphore,
@@ -134,6 +136,7 @@ impl Session {
             meta,
             limits,
             host,
+            runtime: tokio::runtime::Handle::current(),
             state: Mutex::new(state),
             progress: Notify::new(),
         }))
@@ -242,10 +245,19 @@ impl Session {
         tokio::time::timeout(deadline, waiting).await.map_err(|_| Errno::EIO)
     }
 
-    /// No more operations; the stream ends when those that wait are answered.
-    pub fn close(self: &Arc<Session>) {
-        self.state().closed = true;
-        self.go_on();
+    /// No more operations; a stream that is under way ends when those that wait are answered.
+    pub fn close(&self) {
+        let rest: Vec<Queued> = {
+            let mut state = self.state();
+            state.closed = true;
+            if state.streaming { Vec::new() } else { state.shut() }
+        };
+        self.give_up(rest);
+    }
+
+    fn give_up(&self, entries: Vec<Queued>) {
+        entries.into_iter().for_each(|entry| finish(entry.done, Err(Lost::Closed)));
+        self.progress.notify_waiters();
     }
 
     /// Ends the session at the masters.
@@ -260,6 +272,7 @@ impl Session {
     /// what else waits, if no batch is on its way.
     fn go_on(self: &Arc<Session>) {
         if !std::mem::replace(&mut self.state().streaming, true) {
+            let _runtime = self.runtime.enter();
             seam::spawn_eager(self.clone().stream());
         }
     }
@@ -274,13 +287,8 @@ impl Session {
                 Next::Rest => return,
             }
         }
-        let rest: Vec<Queued> = {
-            let mut state = self.state();
-            state.closed = true;
-            state.queue.drain(..).collect()
-        };
-        rest.into_iter().for_each(|entry| finish(entry.done, Err(Lost::Closed)));
-        self.progress.notify_waiters();
+        let rest = self.state().shut();
+        self.give_up(rest);
     }
 
     fn next(&self) -> Next {
@@ -294,7 +302,9 @@ impl Session {
         }
         let mut entries: Vec<Queued> = Vec::new();
         let mut bytes = 0;
-        state.want_ids(&mut entries);
+        if !state.closed {
+            state.want_ids(&mut entries);
+        }
         while entries.len() < self.limits.batch_ops_max {
             let Some(entry) = state.queue.front() else { break };
             // A caller that gave up before anything was sent: certainly not executed.
@@ -302,6 +312,7 @@ impl Session {
                 crate::mark!("abandoned operation was never sent");
                 state.queue.pop_front();
                 state.done += 1;
+                self.progress.notify_waiters();
                 continue;
             }
             if !state.has_id_for(&entry.op) {
@@ -343,7 +354,11 @@ impl Session {
                 self.expire(batch.generation);
                 self.lose(batch.entries, Lost::Expired);
             }
-            Err(MasterError::Closed) => self.lose(batch.entries, Lost::Closed),
+            Err(MasterError::Closed) => {
+                self.lose(batch.entries, Lost::Closed);
+                let rest = self.state().shut();
+                self.give_up(rest);
+            }
             Err(error) => {
                 // Refused for good, perhaps after an earlier attempt was executed: these sequence numbers
                 // cannot be used again, so the session cannot go on.
@@ -446,6 +461,13 @@ impl State {
         self.ids.retain(|(next, end)| next < end);
         self.refilling = false;
         self.urgent = !self.queue.is_empty();
+    }
+
+    /// Nothing more is taken, and nothing of what waits is sent.
+    fn shut(&mut self) -> Vec<Queued> {
+        self.closed = true;
+        self.done += self.queue.len() as u64;
+        self.queue.drain(..).collect()
     }
 
     fn push(&mut self, entry: Queued) {

@@ -152,7 +152,9 @@ impl Soft {
     /// Starts anew for a term.
     pub(crate) fn begin(&mut self, term: Term) {
         let now = clock();
-        *self = Soft { term, since: now, last_round: now, ..Soft::default() };
+        // What was announced since this master leads is still to be told.
+        let untold = std::mem::take(&mut self.untold);
+        *self = Soft { term, since: now, last_round: now, untold, ..Soft::default() };
     }
 
     /// Gives every server and session its whole time to live again.

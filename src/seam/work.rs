@@ -24,7 +24,9 @@ where
         let mut future = Box::pin(future);
         // Nobody is to be woken: the task looks again by itself.
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        if future.as_mut().poll(&mut cx).is_pending() {
+        let first = std::panic::AssertUnwindSafe(|| future.as_mut().poll(&mut cx).is_pending());
+        // A panic, of which the process's hook has told, ends the task and not who spawned it.
+        if std::panic::catch_unwind(first).unwrap_or(false) {
             spawn(future);
         }
     }

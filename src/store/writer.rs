@@ -14,8 +14,8 @@ type Answer = Result<u64, StoreError>;
 /// How long an append that arrived before its predecessor waits for it.
 const REORDER_WAIT: Duration = Duration::from_millis(100);
 
-/// What a batch appends at most, bytes, to be carried out on the thread that brought it: beyond, the work
-/// outweighs the hand-off.
+/// What an append carries at most, bytes, to be carried out on the thread that brought it: beyond, the work outweighs
+/// the hand-off.
 const HERE_MAX: usize = 64 << 10;
 
 enum Job {
@@ -175,17 +175,17 @@ impl Writer {
         answered.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    /// Carries out what waits until nothing does. The first batch, if it is a small one, on the thread that
-    /// brought it: its answer leaves from there too.
+    /// Carries out what waits until nothing does. A small synced append that finds the disk idle is carried out on
+    /// the thread that brought it, and its answer leaves from there.
     async fn drain(self: Arc<Writer>) {
         let mut first = true;
         while let Some(batch) = self.take() {
             let store = self.store.clone();
-            let small = batch.iter().map(|pending| pending.job.bytes()).sum::<usize>() <= HERE_MAX;
+            let here = std::mem::take(&mut first) && is_quick(&batch);
             let (jobs, answers): (Vec<Job>, Vec<_>) =
                 batch.into_iter().map(|pending| (pending.job, pending.answer)).unzip();
             let work = move || run(&store, jobs);
-            let results = match std::mem::take(&mut first) && small {
+            let results = match here {
                 true => seam::blocking_here(work).await,
                 false => seam::blocking(work).await,
             };
@@ -204,6 +204,13 @@ impl Writer {
         queue.running = !batch.is_empty();
         queue.running.then_some(batch)
     }
+}
+
+/// Whether it is one small synced append. Everything else takes longer or is waited for by nobody, and whoever
+/// reads requests should not do many of them one after another.
+fn is_quick(batch: &VecDeque<Pending>) -> bool {
+    let small = |job: &Job| matches!(job, Job::Append(append, true) if append.bytes() <= HERE_MAX);
+    batch.len() == 1 && batch.iter().all(|pending| small(&pending.job))
 }
 
 /// One batch. Results are in the order of the jobs.
