@@ -27,6 +27,8 @@ pub(super) struct Link {
     masters: Vec<String>,
     /// Who is asked: a configured master, or the one that another named as leader.
     leader: String,
+    /// Whether the last thing asked of that one found no answer in time.
+    silent: bool,
     next: usize,
     advertise: String,
     labels: Vec<String>,
@@ -66,6 +68,7 @@ impl Link {
             server,
             masters: config.masters.clone(),
             leader: config.masters.first().cloned().unwrap_or_default(),
+            silent: false,
             next: 0,
             advertise,
             labels: config.labels.clone(),
@@ -100,19 +103,27 @@ impl Link {
         }
     }
 
+    /// Within which a registration, or a page of a report, is answered.
     fn deadline(&self) -> Duration {
         self.shared.limits.server_heartbeat * 2
     }
 
+    /// Within which a heartbeat is answered: whoever waits no longer sends the next one when it is due, so that
+    /// many in a row may be lost before this server counts as dead.
+    fn heartbeat_deadline(&self) -> Duration {
+        // FICKLE: with patience for two, and none for whoever is silent once.
+        if bug!(FICKLE) { self.deadline() } else { self.shared.limits.server_heartbeat }
+    }
+
     /// Asks who is believed to lead, and follows where that one points.
-    async fn ask<C: Call>(&mut self, request: &C::Request) -> Option<C::Reply> {
-        // A hint is followed at once; a silent or clueless master is left for the next heartbeat.
+    async fn ask<C: Call>(&mut self, request: &C::Request, deadline: Duration) -> Option<C::Reply> {
+        // A hint is followed at once; whoever is clueless, or silent twice, is left for the next heartbeat.
         for _ in 0..2 {
             let leader = self.leader.clone();
-            let answer =
-                self.shared.pool.call::<C>(&leader, request, vec![], self.deadline()).await;
+            let answer = self.shared.pool.call::<C>(&leader, request, vec![], deadline).await;
             let error = match answer {
                 Ok((reply, _)) => {
+                    self.silent = false;
                     self.strangers.clear();
                     return Some(reply);
                 }
@@ -125,12 +136,20 @@ impl Link {
                 && refusal.message != leader
             {
                 mark!("chunkserver: followed a hint to the leader");
+                self.silent = false;
                 self.leader.clone_from(&refusal.message);
                 continue;
             }
             tracing::debug!(master = leader, %error, "{} not answered", C::NAME);
+            // One message may be lost: it is asked once more, as nobody else can answer if it does lead.
+            if matches!(error, CallError::Deadline) && !self.silent && !bug!(FICKLE) {
+                mark!("chunkserver: a silent master is asked again");
+                self.silent = true;
+                return None;
+            }
             break;
         }
+        self.silent = false;
         self.next = (self.next + 1) % self.masters.len();
         self.leader.clone_from(&self.masters[self.next]);
         None
@@ -162,7 +181,9 @@ impl Link {
             incarnation: self.shared.incarnation.0,
             disks: self.shared.disks(),
         };
-        let Some(reply) = self.ask::<calls::Register>(&request).await else { return };
+        let Some(reply) = self.ask::<calls::Register>(&request, self.deadline()).await else {
+            return;
+        };
         if let Err(error) = self.accept(known, &reply).await {
             self.refuse(format!("refused by master {}: {error}", self.leader));
             tokio::time::sleep(REFUSED_PAUSE).await;
@@ -233,7 +254,7 @@ impl Link {
             pending_writes: self.shared.pending(),
             bad: bad.iter().map(|id| id.to_pb()).collect(),
         };
-        let reply = self.ask::<calls::Heartbeat>(&request).await;
+        let reply = self.ask::<calls::Heartbeat>(&request, self.heartbeat_deadline()).await;
         match &reply {
             Some(reply) if reply.errno == 0 => {
                 self.shared.terms.obey(Term(reply.term));
@@ -267,7 +288,8 @@ impl Link {
     async fn send_report(&mut self, due: Mono) {
         while let Some(report) = self.report.take() {
             let mut page = self.page(&report);
-            let Some(reply) = self.ask::<calls::Report>(&page.request).await else {
+            let answer = self.ask::<calls::Report>(&page.request, self.deadline()).await;
+            let Some(reply) = answer else {
                 // A leader that asked asks again, unless it has heard all and its answer was lost.
                 if report.term == 0 {
                     self.begin_report(0);

@@ -447,8 +447,8 @@ impl Client {
             Err(Errno::ESTALE) if crate::bug!(REOPEN) && is_open(&inode) => {
                 inode.lock().view().ok_or(Errno::ESTALE)?
             }
-            // Nothing keeps it any more: removed elsewhere, perhaps after changes that this mount never saw. What
-            // is open here reads on as it was, but whoever opens now must see the last of it.
+            // Nothing keeps it any more: removed elsewhere, perhaps after changes that this mount never saw.
+            // Whoever opens now would have to see the last of it, so what is known of it here must not do.
             Err(Errno::ESTALE) => {
                 self.meta.gone(&inode);
                 return Err(Errno::ESTALE);

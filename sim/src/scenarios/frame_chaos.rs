@@ -64,7 +64,7 @@ fn often(rng: &mut Rng, usual: &NetOptions) -> NetOptions {
 }
 
 /// While single frames fail, everybody is heard.
-struct AllSpeak(Arc<Frames>);
+pub(super) struct AllSpeak(pub Arc<Frames>);
 
 impl Applies for AllSpeak {
     fn applied(&self, node: &str, applied: &Applied<'_>) {

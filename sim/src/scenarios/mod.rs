@@ -13,6 +13,7 @@ mod error_reporting;
 mod failover;
 mod frame_chaos;
 mod journal;
+mod lost_in_a_row;
 mod master_full;
 mod members_chaos;
 mod mutants;
@@ -52,6 +53,7 @@ pub const ALL: &[Scenario] = &[
     deposed_leader::SCENARIO,
     removed_elsewhere::SCENARIO,
     told_late::SCENARIO,
+    lost_in_a_row::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     wal_model::FAULTS,

@@ -55,6 +55,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("MUTE", "no heartbeat beside a snapshot", "catching_up", 4),
     Mutant::caught("PURGE", "log purged while a snapshot is under way", "catching_up", 4),
     Mutant::caught("DEAF", "a report is asked for once", "told_late", 20),
+    Mutant::caught("FICKLE", "a leader that is silent once is left", "lost_in_a_row", 4),
     Mutant::caught("HUSH", "whoever is dropped tells nobody of a seal", "told_late", 20),
     Mutant::caught("REOPEN", "a file removed elsewhere opens as it was", "removed_elsewhere", 4),
     Mutant::caught("SPOILED", "a checkpoint on a full disk taken for done", "tables_model", 4),
@@ -114,7 +115,8 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("M52", "there are no asynchronous regions yet"),
     (
         "M53",
-        "every change is one command in the log: a handler that is dropped leaves nothing half done",
+        "every change is one command in the log: nothing of it is half done. What is to be told of it afterwards \
+         may be dropped with its handler: HUSH",
     ),
     ("M54", "there is one version so far"),
 ];

@@ -37,11 +37,11 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    // Inodes to open, and those that are open; then whether the next one may come.
+    // Inodes to open, and then that it was done. A machine may start more than once: receivers are shared.
     let (made, makes) = mpsc::channel::<InodeId>(1);
-    let (seen, sees) = mpsc::channel::<bool>(1);
+    let (seen, sees) = mpsc::channel::<()>(1);
     let (makes, sees) = (Arc::new(Mutex::new(makes)), Arc::new(Mutex::new(sees)));
-    let (done, finished) = mpsc::channel::<()>(1);
+    let (done, mut finished) = mpsc::channel::<()>(1);
     mount(&world, 1, move |context, config| {
         let (made, sees, done) = (made.clone(), sees.clone(), done.clone());
         Box::pin(async move {
@@ -67,7 +67,6 @@ async fn run(seed: u64) {
             }
         })
     });
-    let mut finished = finished;
     if tokio::time::timeout(Duration::from_secs(120), finished.recv()).await.is_err() {
         stuck("O7", "the files are not written and read within 120 s");
     }
@@ -79,7 +78,7 @@ async fn write(
     number: u64,
     removes: bool,
     made: &mpsc::Sender<InodeId>,
-    sees: &Mutex<mpsc::Receiver<bool>>,
+    sees: &Mutex<mpsc::Receiver<()>>,
 ) -> Result<(), Errno> {
     let name = format!("{number}");
     let new = NewFile { mode: 0o644, flags: READ_WRITE, ..NewFile::default() };
@@ -106,13 +105,13 @@ async fn read(
     client: &Arc<Client>,
     inode: InodeId,
     makes: &mut mpsc::Receiver<InodeId>,
-    seen: &mpsc::Sender<bool>,
+    seen: &mpsc::Sender<()>,
 ) {
     let held = client.open(inode, READ_ONLY).await;
     if let Ok(held) = held {
         let _ = client.read(held, 0, BYTES).await;
     }
-    let _ = seen.send(true).await;
+    let _ = seen.send(()).await;
     makes.recv().await;
     stats::count("files opened once more");
     match client.open(inode, READ_ONLY).await {
@@ -129,5 +128,5 @@ async fn read(
     if let Ok(held) = held {
         client.release(held).await;
     }
-    let _ = seen.send(true).await;
+    let _ = seen.send(()).await;
 }

@@ -10,7 +10,7 @@ use mooseng::checksum::crc32c;
 use mooseng::wire::calls;
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::{self, FrameInfo, Hook, Verdict};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -31,7 +31,19 @@ pub struct Frames {
     watchers: RwLock<Vec<Box<dyn Watcher>>>,
     /// Sending machine and receiving address between which every frame vanishes.
     holes: Mutex<BTreeSet<(String, String)>>,
+    /// By sending machine.
+    runs: Mutex<BTreeMap<String, Run>>,
 }
+
+/// What is left of several requests of one machine that are lost one after another.
+#[derive(Default)]
+struct Run {
+    lost: u32,
+    spared: u32,
+}
+
+/// Requests that arrive after a run of lost ones: enough to be pointed to somebody else and asking that one.
+const SPARED: u32 = 3;
 
 struct Hooked(Arc<Frames>);
 
@@ -43,6 +55,7 @@ impl Frames {
             quiet: AtomicBool::new(false),
             watchers: RwLock::new(Vec::new()),
             holes: Mutex::default(),
+            runs: Mutex::default(),
         });
         hook::install(Box::new(Hooked(frames.clone())));
         frames
@@ -84,10 +97,10 @@ impl Frames {
     }
 
     fn verdict(&self, node: &str, frame: &FrameInfo<'_>) -> Verdict {
-        if self.is_quiet() || !matters(frame) || !self.strikes(frame) {
+        if self.is_quiet() || !matters(frame) || !self.is_struck(frame) {
             return Verdict::Deliver;
         }
-        match plan::frame_fate(key(node, frame, false), || self.draw()) {
+        match plan::frame_fate(key(node, frame, false), || self.draw_of(node, frame)) {
             None | Some(Fate::DroppedAfter(_)) => Verdict::Deliver,
             Some(Fate::Lost) => strikes(lost(frame), Verdict::Drop),
             Some(Fate::Doubled) => strikes("fault: frame doubled", Verdict::Duplicate),
@@ -98,9 +111,35 @@ impl Frames {
         }
     }
 
-    fn strikes(&self, frame: &FrameInfo<'_>) -> bool {
+    /// Whether this is one of the calls that faults are for.
+    fn is_struck(&self, frame: &FrameInfo<'_>) -> bool {
         let (only, name) = (&self.options.only, calls::name(frame.method));
         only.is_empty() || name.is_some_and(|name| only.iter().any(|one| one == name))
+    }
+
+    fn draw_of(&self, node: &str, frame: &FrameInfo<'_>) -> Option<Fate> {
+        let most = self.options.lost_in_a_row;
+        if most == 0 {
+            return self.draw();
+        }
+        if !frame.is_request {
+            return None;
+        }
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = runs.entry(node.to_owned()).or_default();
+        if run.lost == 0 && run.spared == 0 {
+            let drawn = self.draw();
+            if drawn == Some(Fate::Lost) {
+                *run = Run { lost: most - 1, spared: SPARED };
+            }
+            return drawn;
+        }
+        if run.lost > 0 {
+            run.lost -= 1;
+            return Some(Fate::Lost);
+        }
+        run.spared -= 1;
+        None
     }
 
     fn draw(&self) -> Option<Fate> {
@@ -180,7 +219,7 @@ impl Hook for Hooked {
     }
 
     fn polls_allowed(&self, request: &FrameInfo<'_>) -> Option<u32> {
-        if self.0.is_quiet() || !self.0.strikes(request) {
+        if self.0.is_quiet() || !self.0.is_struck(request) {
             return None;
         }
         let key = key(&node::here(), request, true);

@@ -50,6 +50,10 @@ pub struct NetOptions {
     pub latency_us_max: u64,
     /// Requests and replies that vanish.
     pub lose: Ratio,
+    /// Where not 0, requests are lost so many in a row, each machine's by themselves; the next few arrive, and so
+    /// do all replies.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_in_a_row: u32,
     /// Those that arrive twice.
     pub duplicate: Ratio,
     /// Those that come late.
@@ -200,12 +204,17 @@ impl Options {
     }
 }
 
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 impl NetOptions {
     fn calm() -> NetOptions {
         NetOptions {
             latency_us_min: 100,
             latency_us_max: 1000,
             lose: Ratio::NEVER,
+            lost_in_a_row: 0,
             duplicate: Ratio::NEVER,
             delay: Ratio::NEVER,
             delay_ms_max: 0,
@@ -226,6 +235,7 @@ impl NetOptions {
             latency_us_min,
             latency_us_max: latency_us_min + rng.range(100, 4_000),
             lose,
+            lost_in_a_row: 0,
             duplicate,
             delay,
             delay_ms_max: rng.range(10, 800),

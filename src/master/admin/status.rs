@@ -4,7 +4,7 @@ use super::super::{Shared, servers};
 use super::Failure;
 use super::ops::point;
 use crate::ids::{ChunkId, ServerId, SessionId};
-use crate::namespace::tables::{Chunks, Counters, Deleting, Servers, Sessions};
+use crate::namespace::tables::{Chunks, Counters, Deleting, Sessions};
 use crate::pb;
 use crate::placement::ServerView;
 use crate::tables::{Read, Table, TableError, View};
@@ -160,14 +160,14 @@ fn tally(
 
 /// Active servers whose present boot has not told this leader all it holds.
 pub(super) fn unreported(shared: &Shared) -> Vec<ServerId> {
-    let view = shared.raft.view();
-    let rows = view.range::<Servers>(&ServerId(0), None).filter_map(Result::ok);
-    let active = rows.filter(|(_, row)| row.state() == pb::ServerState::Active);
+    // A table that can not be read ends this master elsewhere.
+    let rows = servers::rows(shared).unwrap_or_default().into_iter();
+    let active = rows.filter(|row| row.state() == pb::ServerState::Active);
     let soft = shared.soft();
     let heard = |id: ServerId| {
         soft.servers.get(&id).is_some_and(|beat| soft.reports.heard(id, beat.incarnation))
     };
-    active.map(|(id, _)| id).filter(|id| !heard(*id)).collect()
+    active.map(|row| ServerId(row.id)).filter(|id| !heard(*id)).collect()
 }
 
 #[cfg(test)]
