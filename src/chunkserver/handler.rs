@@ -6,7 +6,7 @@ use crate::mark;
 use crate::namespace::HOLES_MAX;
 use crate::pb;
 use crate::seam;
-use crate::store::{Append, Blocks, ReplicaId, Status, Store, StoreError};
+use crate::store::{Append, Blocks, ReplicaId, Status, StoreError, Writer};
 use crate::wire::{Call, Handler, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -115,11 +115,11 @@ async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
     let (offset, len) = (question.offset, question.len);
     let writer = shared.found(id)?;
     let store = writer.store();
-    let mut blocks = read_blocks(shared, store, id, offset, len).await?;
+    let mut blocks = read_blocks(shared, &writer, id, offset, len).await?;
     if blocks.length < offset.saturating_add(len) && store.status(id).is_some_and(|s| s.corrupt) {
         // What is missing may be readable by now; if not, what is there is the answer.
         let _ = writer.review(id).await;
-        blocks = read_blocks(shared, store, id, offset, len).await?;
+        blocks = read_blocks(shared, &writer, id, offset, len).await?;
     }
     let Blocks { offset, length, crcs, data } = blocks;
     add(&shared.counters.reads, 1);
@@ -131,21 +131,20 @@ async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
 /// From memory where it is resident and little, else where blocking is allowed.
 async fn read_blocks(
     shared: &Shared,
-    store: &Arc<Store>,
+    writer: &Writer,
     id: ReplicaId,
     offset: u64,
     len: u64,
 ) -> Result<Blocks, StoreError> {
     if len <= INLINE_READ_BYTES {
-        let found = store.read_resident(id, offset, len)?;
+        let found = writer.store().read_resident(id, offset, len)?;
         seam::settle().await;
         if let Some(blocks) = found {
             shared.counters.resident_reads.fetch_add(1, Ordering::Relaxed);
             return Ok(blocks);
         }
     }
-    let store = store.clone();
-    seam::blocking(move || store.read(id, offset, len)).await
+    writer.read(id, offset, len).await
 }
 
 /// A replica that is shorter than asked, or not here, is not sealed; the answer says how long it is.

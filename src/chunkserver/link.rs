@@ -290,10 +290,8 @@ impl Link {
             let mut page = self.page(&report);
             let answer = self.ask::<calls::Report>(&page.request, self.deadline()).await;
             let Some(reply) = answer else {
-                // A leader that asked asks again, unless it has heard all and its answer was lost.
-                if report.term == 0 {
-                    self.begin_report(0);
-                }
+                // The same page again; another leader asks for a report of its own.
+                self.report = Some(report);
                 return;
             };
             if reply.errno != 0 {

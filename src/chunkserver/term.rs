@@ -60,17 +60,26 @@ impl Terms {
             (self.store.clone(), self.highest.clone(), self.writing.clone());
         let writer = seam::spawn(async move {
             let mut written = 0;
-            while written < highest.load(Ordering::Acquire) {
-                written = highest.load(Ordering::Acquire);
-                let (store, message) = (store.clone(), pb::HighestTerm { term: written });
-                let result = seam::blocking(move || {
-                    codec::write_file(&**store.disk(), FILE, kind::HIGHEST_TERM, &message)
-                });
-                if let Err(error) = result.await {
-                    tracing::warn!("term not recorded: {error}");
+            loop {
+                let term = highest.load(Ordering::Acquire);
+                if written < term {
+                    written = term;
+                    let (store, message) = (store.clone(), pb::HighestTerm { term });
+                    let result = seam::blocking(move || {
+                        codec::write_file(&**store.disk(), FILE, kind::HIGHEST_TERM, &message)
+                    });
+                    if let Err(error) = result.await {
+                        tracing::warn!("term not recorded: {error}");
+                    }
+                    continue;
+                }
+                writing.store(false, Ordering::Release);
+                // Whoever raised it just before that counted on this task.
+                let raised = highest.load(Ordering::Acquire) > written;
+                if !raised || writing.swap(true, Ordering::AcqRel) {
+                    return;
                 }
             }
-            writing.store(false, Ordering::Release);
         });
         *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
     }

@@ -33,6 +33,8 @@ struct State {
     /// The boot of each server that acknowledged the appends (rule A1).
     incarnations: Vec<Option<u64>>,
     failed: bool,
+    /// Whether somebody has taken it upon himself to tell of that.
+    told: bool,
     syncing: bool,
     /// Placements that are not committed yet.
     users: usize,
@@ -78,6 +80,7 @@ impl OpenChunk {
             durable: 0,
             incarnations: vec![None; homes.len()],
             failed: false,
+            told: false,
             syncing: false,
             users: 0,
             sealed: false,
@@ -114,9 +117,17 @@ impl OpenChunk {
         &self.homes
     }
 
-    /// Nothing more goes into it; whoever waits for it hears so. `true` for the first caller.
+    /// Nothing more goes into it; whoever waits for it hears so. `true` for the first caller, who tells the masters;
+    /// a sync that failed has not told anybody.
     pub fn fail(&self) -> bool {
-        let first = !std::mem::replace(&mut self.state().failed, true);
+        let first = {
+            let mut state = self.state();
+            // MUM: whoever finds it failed believes that it was told.
+            let told = state.told || (state.failed && crate::bug!(MUM));
+            state.failed = true;
+            state.told = true;
+            !told
+        };
         self.changed.notify_waiters();
         first
     }

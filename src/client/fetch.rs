@@ -424,10 +424,12 @@ impl Fetcher {
         len: u64,
     ) -> Result<Bytes, Bad> {
         let mut worst = Bad::Gone;
-        let own = info.homes.iter().find(|home| home.replica.shard as usize == shard);
+        // Its own server, while it was not asked.
+        let mut own = info.homes.iter().find(|home| home.replica.shard as usize == shard);
         if let Some(home) = own {
             let slow = locked(&self.slow).contains_key(&home.server);
             if !slow && !info.dead.contains(&home.server) {
+                own = None;
                 match self.read(chunk, info.layout, home, off, len).await {
                     Ok(data) => return Ok(data),
                     Err(bad) => worst = worse(worst, bad),
@@ -462,7 +464,7 @@ impl Fetcher {
         rebuild(info.layout, &sources, shard, len as usize).ok_or(Bad::Corrupt)
     }
 
-    /// Fewer than k others answered: the shard's own server, if it was passed over because it seemed slow.
+    /// Fewer than k others gave theirs: the shard's own server, if it was passed over because it seemed slow or away.
     async fn last_resort(
         &self,
         chunk: ChunkId,
@@ -473,7 +475,8 @@ impl Fetcher {
         len: u64,
     ) -> Result<Bytes, Bad> {
         match own {
-            Some(home) if worst == Bad::Silent || worst == Bad::Gone => {
+            // PROUD: where a shard is damaged, nobody else is asked.
+            Some(home) if worst != Bad::Corrupt || !crate::bug!(PROUD) => {
                 let data = self.read(chunk, info.layout, home, off, len).await;
                 data.map_err(|bad| worse(worst, bad))
             }

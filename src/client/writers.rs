@@ -192,7 +192,7 @@ impl Writers {
     /// A lane's work until nothing waits.
     async fn work(self: Arc<Writers>, key: Key, lane: usize) {
         let codec = Codec::new(key.layout);
-        let mut pause = self.limits.retry_pause;
+        let (mut pause, mut failures) = (self.limits.retry_pause, 0);
         loop {
             if self.rest(key, lane) {
                 return;
@@ -206,8 +206,18 @@ impl Writers {
                     continue;
                 }
             };
-            pause = self.limits.retry_pause;
-            self.append(key, &codec, &chunk).await;
+            if self.append(key, &codec, &chunk).await {
+                (pause, failures) = (self.limits.retry_pause, 0);
+                continue;
+            }
+            // Another chunk is tried at once; each costs the masters two commands, so there is a pause from then on.
+            failures += 1;
+            if failures > 1 && !crate::bug!(FRANTIC) {
+                crate::mark!("one chunk after another failed under a writer");
+                self.give_up_waiting(key, &OpenError::Errno(Errno::EIO));
+                tokio::time::sleep(jitter(pause)).await;
+                pause = (pause * 2).min(self.limits.retry_pause_max);
+            }
         }
     }
 
@@ -221,10 +231,11 @@ impl Writers {
         rest
     }
 
-    async fn append(self: &Arc<Self>, key: Key, codec: &Codec, chunk: &Arc<OpenChunk>) {
+    /// One append of what waits; `false` if the chunk failed under it.
+    async fn append(self: &Arc<Self>, key: Key, codec: &Codec, chunk: &Arc<OpenChunk>) -> bool {
         let (taken, shards, len, sync) = self.take(key, codec, chunk);
         if taken.is_empty() {
-            return;
+            return true;
         }
         let deadline = self.limits.chunk_write_deadline;
         let appended = chunk.append(&self.masters.pool, deadline, &shards, len, sync).await;
@@ -233,10 +244,12 @@ impl Writers {
                 self.counts.appends.fetch_add(chunk.homes().len() as u64, Ordering::Relaxed);
                 self.counts.bytes.fetch_add(len, Ordering::Relaxed);
                 taken.into_iter().for_each(|part| acknowledged(part, chunk));
+                true
             }
             Err(failed) => {
                 self.lost(chunk, &failed.bad);
                 self.put_back(key, taken);
+                false
             }
         }
     }
@@ -294,7 +307,7 @@ impl Writers {
         }
     }
 
-    /// No chunk could be opened: those who have waited long enough are told why.
+    /// No chunk could be opened, or none that can be written: those who have waited long enough are told why.
     fn give_up_waiting(&self, key: Key, error: &OpenError) {
         let now = seam::now();
         let patience = match error {

@@ -1,7 +1,7 @@
 //! What a master does while it leads: watches servers and sessions, repairs, collects garbage.
 
 use super::Shared;
-use super::{garbage, punch, repair, rpc, servers, sessions};
+use super::{garbage, missing, punch, repair, rpc, servers, sessions};
 use crate::errno::Errno;
 use crate::namespace;
 use crate::pb;
@@ -33,6 +33,10 @@ async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
         sessions::adopt(shared).map_err(|error| shared.broken(&error))?;
     }
     found(shared).await?;
+    // Without a quorum no keepalive is answered: that silence is this leader's own, like that of a stall.
+    if !crate::bug!(LONELY) {
+        shared.raft.read_index().await.map_err(rpc::refusal)?;
+    }
     let now = seam::now();
     let last = std::mem::replace(&mut shared.soft().last_round, now);
     // A leader that notices its own stall must not hold the silence against others (rule B2).
@@ -43,6 +47,7 @@ async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
     }
     servers::bury(shared).await?;
     sessions::expire(shared).await?;
+    missing::round(shared).map_err(|error| shared.broken(&error))?;
     repair::round(shared).await?;
     garbage::round(shared).await?;
     punch::round(shared).await

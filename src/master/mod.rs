@@ -5,6 +5,7 @@ pub mod admin;
 mod garbage;
 mod identity;
 mod leader;
+mod missing;
 mod punch;
 mod repair;
 mod rpc;

@@ -5,7 +5,6 @@ use super::Shared;
 use super::leader;
 use super::rpc::refusal;
 use super::servers;
-use super::soft::Named;
 use crate::erasure::Layout;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, Generation, ServerId};
@@ -49,18 +48,6 @@ pub(super) fn found_bad(shared: &Shared, replica: &pb::ReplicaId) {
             "bad replica"
         );
         soft.bad.entry(replica.chunk).or_default().insert((replica.r#gen, replica.shard));
-    }
-}
-
-/// A full report named these: a replica that a sealed chunk has on this server and that is not among them is gone.
-pub(super) fn found_missing(shared: &Shared, chunk: &pb::Chunk, server: ServerId, named: &Named) {
-    if chunk.state() != pb::ChunkState::Sealed || shard_len(chunk, 0) == 0 {
-        return;
-    }
-    let here = chunk.replicas.iter().filter(|r| r.server == server.get());
-    for replica in here.filter(|r| !named.contains(&(chunk.id, r.r#gen, r.shard))) {
-        crate::mark!("replica missing from a full report");
-        found_bad(shared, &replica_id(chunk, replica));
     }
 }
 

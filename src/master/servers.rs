@@ -8,7 +8,7 @@ use crate::bug;
 use crate::errno::Errno;
 use crate::ids::{ChunkId, ServerId, Uuid};
 use crate::namespace;
-use crate::namespace::tables::{Chunks, Classes, ServerChunks, Servers};
+use crate::namespace::tables::{Chunks, Classes, Servers};
 use crate::pb;
 use crate::placement::{Candidate, ServerView};
 use crate::tables::{Read, TableError};
@@ -220,8 +220,8 @@ pub(super) fn heartbeat(
     Ok(Outgoing::new::<calls::Heartbeat>(&reply))
 }
 
-/// One page of what a server holds: replicas that are short, corrupt or not sealed are dealt with, and after
-/// the last page those that are missing. Replicas that no chunk names are left alone: only a committed
+/// One page of what a server holds: replicas that are short, corrupt or not sealed are dealt with; after the
+/// last page the background rounds look for those that are missing ([`super::missing`]). Replicas that no chunk names are left alone: only a committed
 /// command deletes (rule A2).
 pub(super) async fn report(
     shared: &std::sync::Arc<Shared>,
@@ -248,22 +248,9 @@ pub(super) async fn report(
         }
     }
     let round = (request.incarnation, request.report);
-    let complete = {
-        let mut soft = shared.soft();
-        let named = request.replicas.iter().filter_map(|state| state.replica.as_ref());
-        let named = named.map(|r| (r.chunk, r.r#gen, r.shard));
-        soft.reports.page(server, round, request.first, request.last, named)
-    };
-    if let Some(present) = complete {
-        for row in view.range::<ServerChunks>(
-            &(server, ChunkId(0)),
-            Some(&(ServerId(server.get() + 1), ChunkId(0))),
-        ) {
-            let ((_, id), _) = row.map_err(fatal)?;
-            let Some(chunk) = view.get::<Chunks>(&id).map_err(fatal)? else { continue };
-            repair::found_missing(shared, &chunk, server, &present);
-        }
-    }
+    let named = request.replicas.iter().filter_map(|state| state.replica.as_ref());
+    let named = named.map(|r| (r.chunk, r.r#gen, r.shard));
+    shared.soft().reports.page(server, round, request.first, request.last, named);
     Ok(Outgoing::new::<calls::Report>(&pb::ReportReply { errno: 0 }))
 }
 

@@ -8,6 +8,7 @@ use crate::errno::Errno;
 use crate::ids::{ChunkId, SessionId};
 use crate::namespace::tables::{OpenChunks, Sessions};
 use crate::pb;
+use crate::seam::Mono;
 use crate::tables::{Read, TableError};
 use crate::wire::{Outgoing, Refusal, RefusalCode, calls};
 use std::sync::Arc;
@@ -76,16 +77,19 @@ pub(super) async fn close(
 
 /// Commits the expiry of sessions that were silent for their whole time to live.
 pub(super) async fn expire(shared: &Arc<Shared>) -> Result<(), Refusal> {
-    let now = clock();
-    let silent: Vec<SessionId> = shared
-        .soft()
-        .sessions
-        .iter()
-        .filter(|(_, last)| now.since(**last) > shared.limits.session_ttl)
-        .map(|(session, _)| *session)
-        .collect();
+    let ttl = shared.limits.session_ttl;
+    let is_silent = |last: &Mono| clock().since(*last) > ttl;
+    let silent: Vec<SessionId> = {
+        let soft = shared.soft();
+        let silent = soft.sessions.iter().filter(|(_, last)| is_silent(last));
+        silent.map(|(session, _)| *session).collect()
+    };
     for session in silent {
-        tracing::warn!(%session, "session expired: not heard from for {:?}", shared.limits.session_ttl);
+        // It may have been heard while others were ended.
+        if !shared.soft().sessions.get(&session).is_some_and(is_silent) {
+            continue;
+        }
+        tracing::warn!(%session, "session expired: not heard from for {ttl:?}");
         crate::mark!("session expired");
         end(shared, session, true).await?;
     }

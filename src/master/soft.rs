@@ -7,6 +7,7 @@ use crate::pb;
 use crate::placement::ServerView;
 use crate::seam::{self, Mono};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The leader's soft state.
 #[derive(Default)]
@@ -65,6 +66,8 @@ pub(crate) struct Cursors {
 pub(crate) struct Reports {
     /// Those under way: per server, the round and the replicas named so far.
     rounds: BTreeMap<ServerId, (Round, Named)>,
+    /// Whole ones that are being compared with what the servers should hold.
+    whole: BTreeMap<ServerId, Whole>,
     /// The boot whose report was heard to its end, per server.
     heard: BTreeMap<ServerId, u64>,
 }
@@ -76,8 +79,19 @@ pub(crate) type Named = BTreeSet<(u64, u64, u32)>;
 /// (boot incarnation, report number) of a full report.
 pub(crate) type Round = (u64, u64);
 
+/// Everything that a server named in a full report, and how far it was compared.
+#[derive(Clone)]
+pub(crate) struct Whole {
+    pub(crate) named: Arc<Named>,
+    /// The next chunk to compare.
+    pub(crate) next: ChunkId,
+    /// Whether the server is being asked for what it did not name.
+    pub(crate) asking: bool,
+}
+
 impl Reports {
-    /// Takes one page; after the last of an unbroken round, everything that the round named.
+    /// Takes one page; after the last of an unbroken round, what the round named is to be compared. A page may
+    /// come again.
     pub(crate) fn page(
         &mut self,
         server: ServerId,
@@ -85,20 +99,42 @@ impl Reports {
         first: bool,
         last: bool,
         replicas: impl Iterator<Item = (u64, u64, u32)>,
-    ) -> Option<Named> {
-        if first {
+    ) {
+        if first && self.rounds.get(&server).is_none_or(|(current, _)| *current != round) {
             self.rounds.insert(server, (round, Named::new()));
         }
-        let (current, present) = self.rounds.get_mut(&server)?;
-        if *current != round {
-            return None;
-        }
+        let Some((_, present)) =
+            self.rounds.get_mut(&server).filter(|(current, _)| *current == round)
+        else {
+            return;
+        };
         present.extend(replicas);
-        if !last {
-            return None;
+        if last {
+            self.heard.insert(server, round.0);
+            let named = Arc::new(self.rounds.remove(&server).map_or_else(Named::new, |(_, n)| n));
+            self.whole.insert(server, Whole { named, next: ChunkId(0), asking: false });
         }
-        self.heard.insert(server, round.0);
-        self.rounds.remove(&server).map(|(_, present)| present)
+    }
+
+    /// A report that is to be compared further.
+    pub(crate) fn to_compare(&self) -> Option<(ServerId, Whole)> {
+        let mut waiting = self.whole.iter().filter(|(_, whole)| !whole.asking);
+        waiting.next().map(|(server, whole)| (*server, whole.clone()))
+    }
+
+    /// Goes on with a report, unless there is a newer one: `None` when it is compared to its end.
+    pub(crate) fn compared(&mut self, server: ServerId, then: Option<Whole>, named: &Arc<Named>) {
+        let same = |whole: &&mut Whole| Arc::ptr_eq(&whole.named, named);
+        match (self.whole.get_mut(&server).filter(same), then) {
+            (Some(whole), Some(then)) => *whole = then,
+            (Some(_), None) => _ = self.whole.remove(&server),
+            (None, _) => {}
+        }
+    }
+
+    /// Whether a whole report of this boot of the server was heard and nothing of it is left to compare.
+    pub(crate) fn settled(&self, server: ServerId, incarnation: u64) -> bool {
+        self.heard(server, incarnation) && !self.whole.contains_key(&server)
     }
 
     /// Whether a whole report of this boot of the server was heard.
@@ -213,8 +249,11 @@ mod tests {
         let page = |reports: &mut Reports, first, last, named: &[(u64, u64, u32)]| {
             reports.page(server, (1, 1), first, last, named.iter().copied())
         };
-        assert_eq!(page(&mut reports, true, false, &[(5, 9, 0)]), None);
-        let named = page(&mut reports, false, true, &[(6, 7, 1)]).expect("the last page");
+        page(&mut reports, true, false, &[(5, 9, 0)]);
+        assert!(reports.to_compare().is_none(), "a page is to come");
+        page(&mut reports, true, false, &[(5, 9, 0)]);
+        page(&mut reports, false, true, &[(6, 7, 1)]);
+        let named = reports.to_compare().expect("the last page came").1.named;
         assert!(named.contains(&(6, 7, 1)) && named.contains(&(5, 9, 0)));
         assert!(!named.contains(&(5, 7, 0)), "unfinished copies have other generations");
     }

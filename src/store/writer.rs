@@ -1,13 +1,13 @@
 //! The queue in front of a disk. Whatever waits when the disk is free is one batch: written in order, then
 //! made durable with one sync per replica in it, then answered.
 
-use super::{Append, ReplicaId, Store, StoreError};
+use super::{Append, Blocks, ReplicaId, Store, StoreError};
 use crate::pb::Hole;
 use crate::seam;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 type Answer = Result<u64, StoreError>;
 
@@ -56,18 +56,37 @@ pub struct Writer {
     queue: Mutex<Queue>,
     /// Counts batches, so that who waits for another's append hears of it.
     batches: watch::Sender<u64>,
+    /// For reads that block.
+    reads: Arc<Semaphore>,
 }
+
+/// Reads of one disk that may block at once. A disk that hangs keeps so many of the process's threads for blocking
+/// work, and leaves the others to the other disks.
+const READS_AT_ONCE: usize = 32;
 
 impl Writer {
     /// The queue of `store`.
     pub fn new(store: Arc<Store>) -> Arc<Writer> {
         let (batches, _) = watch::channel(0);
-        Arc::new(Writer { store, queue: Mutex::default(), batches })
+        let reads = Arc::new(Semaphore::new(READS_AT_ONCE));
+        Arc::new(Writer { store, queue: Mutex::default(), batches, reads })
     }
 
     /// The store behind it.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// [`Store::read`] off the runtime's threads, when it is its turn.
+    pub async fn read(&self, id: ReplicaId, offset: u64, len: u64) -> Result<Blocks, StoreError> {
+        let turn = self.reads.clone().acquire_owned().await;
+        let store = self.store.clone();
+        // The turn ends with the work, also when nobody waits for that any more.
+        seam::blocking(move || {
+            let _turn = turn;
+            store.read(id, offset, len)
+        })
+        .await
     }
 
     /// [`Store::append`], durable when answered if `sync`; the replica's length. An append that overtook the

@@ -19,9 +19,12 @@ mod members_chaos;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
+mod no_majority;
 mod placement_model;
 mod raft_chaos;
 mod removed_elsewhere;
+mod rot_while_away;
+mod servers_fail;
 mod single_fault;
 mod small_raft;
 mod store_model;
@@ -54,6 +57,9 @@ pub const ALL: &[Scenario] = &[
     removed_elsewhere::SCENARIO,
     told_late::SCENARIO,
     lost_in_a_row::SCENARIO,
+    no_majority::SCENARIO,
+    rot_while_away::SCENARIO,
+    servers_fail::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     wal_model::FAULTS,

@@ -158,14 +158,14 @@ fn tally(
     }
 }
 
-/// Active servers whose present boot has not told this leader all it holds.
+/// Active servers of whose present boot this leader does not know all that it lacks.
 pub(super) fn unreported(shared: &Shared) -> Vec<ServerId> {
     // A table that can not be read ends this master elsewhere.
     let rows = servers::rows(shared).unwrap_or_default().into_iter();
     let active = rows.filter(|row| row.state() == pb::ServerState::Active);
     let soft = shared.soft();
     let heard = |id: ServerId| {
-        soft.servers.get(&id).is_some_and(|beat| soft.reports.heard(id, beat.incarnation))
+        soft.servers.get(&id).is_some_and(|beat| soft.reports.settled(id, beat.incarnation))
     };
     active.map(|row| ServerId(row.id)).filter(|id| !heard(*id)).collect()
 }
