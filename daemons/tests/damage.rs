@@ -244,7 +244,7 @@ fn tables_that_are_gone_are_built_again_from_a_complete_log() {
 }
 
 #[test]
-fn a_damaged_master_of_three_is_replaced_while_the_others_go_on() {
+fn a_damaged_master_of_three_enters_anew_while_the_others_go_on() {
     let _turn = turn();
     let mut cluster = Cluster::start("replaced", options(3).limit("log_entries_kept", 4));
     make_classes(&cluster, 0..40);
@@ -267,14 +267,29 @@ fn a_damaged_master_of_three_is_replaced_while_the_others_go_on() {
         // The others go on.
         make_classes(&cluster, made..made + 3);
         made += 3;
-        if case.then == Then::Refused {
+        let before = number(&cluster, damaged);
+        if row.starts_with("superblock") {
             let line = refusal(&cluster, damaged);
             names_file_and_remedy(&case, &dir, &line);
             replace(&mut cluster, damaged);
         } else {
             cluster.start_master(damaged);
+            if case.then == Then::Refused {
+                until("it has entered anew", 60, || {
+                    (number(&cluster, damaged) != before && members(&cluster) == 3).then_some(())
+                });
+            }
         }
         cluster.wait_whole();
+        // By itself, and what it had is kept aside.
+        let anew = case.then == Then::Refused;
+        assert_eq!(number(&cluster, damaged) != before, anew, "{row}");
+        assert_eq!(
+            dir.join("damaged/wal").exists(),
+            anew && !row.starts_with("superblock"),
+            "{row}"
+        );
+        let _ = std::fs::remove_dir_all(dir.join("damaged"));
         assert_eq!(classes(&cluster).len(), made + 1, "{row}");
         // It counts again: with it and one other there is a majority.
         cluster.masters[1].take().unwrap().stop();
@@ -284,6 +299,19 @@ fn a_damaged_master_of_three_is_replaced_while_the_others_go_on() {
         cluster.wait_whole();
     }
     assert_eq!(classes(&cluster).len(), made + 1);
+}
+
+fn members(cluster: &Cluster) -> usize {
+    let list = json("mooseng", &["--masters", &cluster.masters_flag(), "--json", "master", "list"]);
+    list.as_array().map_or(0, Vec::len)
+}
+
+/// The highest number at the address of a master.
+fn number(cluster: &Cluster, index: usize) -> u64 {
+    let (masters, address) = (cluster.masters_flag(), cluster.master_address(index));
+    let list = json("mooseng", &["--masters", &masters, "--json", "master", "list"]);
+    let here = list.as_array().unwrap().iter().filter(|m| m["address"] == address.as_str());
+    here.filter_map(|master| master["node"].as_u64()).max().expect("a member")
 }
 
 /// What the refusal asks for.

@@ -9,7 +9,7 @@ use crate::pb;
 use crate::raft;
 use crate::seam::{self, Disk, DiskLock};
 use crate::wire::Pool;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const SUPERBLOCK: &str = "superblock";
@@ -17,6 +17,8 @@ const LOCK: &str = "LOCK";
 /// What may be in a directory that is still taken for empty: an unfinished first start leaves the second, a
 /// file system of its own the third.
 const NOTHING: [&str; 3] = [LOCK, "superblock.new", "lost+found"];
+/// What a master that enters its group anew leaves where it is.
+pub(super) const KEPT: [&str; 4] = [LOCK, SUPERBLOCK, "superblock.new", "lost+found"];
 /// Node id of a cluster's first master; the log numbers the others.
 const FOUNDER: u64 = 1;
 /// How long a new master asks to be admitted before it gives up.
@@ -128,9 +130,59 @@ fn something(disk: &Arc<dyn Disk>) -> std::io::Result<Option<String>> {
     Ok(disk.list("")?.into_iter().find(|name| !NOTHING.contains(&name.as_str())))
 }
 
+/// The superblock of a running master, which it changes now and then.
+pub(super) struct Card {
+    disk: Arc<dyn Disk>,
+    member: Mutex<pb::MasterSuperblock>,
+}
+
+impl Card {
+    pub(super) fn new(disk: Arc<dyn Disk>, member: pb::MasterSuperblock) -> Arc<Card> {
+        Arc::new(Card { disk, member: Mutex::new(member) })
+    }
+
+    /// As it is now.
+    pub(super) fn member(&self) -> pb::MasterSuperblock {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it, durably before anybody sees it.
+    fn change(&self, how: impl FnOnce(&mut pb::MasterSuperblock)) -> Result<(), IdentityError> {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = member.clone();
+        how(&mut changed);
+        store(&self.disk, &changed)?;
+        *member = changed;
+        Ok(())
+    }
+
+    /// Writes down that damage was found, for the next start. The process is about to end: an error is only told.
+    /// Without others to be sent everything by there is nothing to be done about it.
+    pub(super) fn note_damage(&self, what: &str) {
+        if self.member().peers.is_empty() {
+            return;
+        }
+        if let Err(error) = self.change(|member| what.clone_into(&mut member.damage)) {
+            tracing::error!("the damage is not written down: {error}");
+        }
+    }
+
+    /// Writes down where the other masters are reached, if that has changed.
+    pub(super) async fn note_peers(
+        self: &Arc<Card>,
+        peers: Vec<String>,
+    ) -> Result<(), IdentityError> {
+        if peers.is_empty() || self.member().peers == peers {
+            return Ok(());
+        }
+        let card = self.clone();
+        seam::blocking(move || card.change(|member| member.peers = peers)).await
+    }
+}
+
 /// Makes the empty log before the node's number is written down, so that a log that is missing later is
 /// known to be lost (rule B4).
-fn prepare(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<(), IdentityError> {
+pub(super) fn prepare(disk: &Arc<dyn Disk>, limits: &Limits) -> Result<(), IdentityError> {
     raft::prepare(disk, limits)
         .map_err(|error| IdentityError::Log { dir: disk.describe(), what: error.to_string() })
 }

@@ -17,12 +17,25 @@ pub(super) const ROUND: Duration = Duration::from_millis(200);
 pub(super) async fn lead(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(ROUND).await;
+        remember_peers(&shared).await;
         if !shared.raft.is_leader_ready() {
             continue;
         }
         if let Err(refusal) = round(&shared).await {
             tracing::debug!(%refusal, "background round ended early");
         }
+    }
+}
+
+/// Where the other masters are is written down, for a start without what the log says of them.
+async fn remember_peers(shared: &Shared) {
+    let me = shared.raft.node();
+    let others = shared.raft.members().into_iter().filter(|member| member.node != me);
+    let mut peers: Vec<String> = others.map(|member| member.address).collect();
+    peers.sort();
+    peers.dedup();
+    if let Err(error) = shared.card.note_peers(peers).await {
+        tracing::debug!("the other masters' addresses are not written down: {error}");
     }
 }
 
@@ -59,7 +72,7 @@ async fn found(shared: &Shared) -> Result<(), Refusal> {
     if known.is_some() {
         return Ok(());
     }
-    let member = &shared.member;
+    let member = &shared.card.member();
     let commands = [
         pb::proposal::Kind::InitCluster(pb::InitClusterCmd {
             cluster: member.cluster.clone(),

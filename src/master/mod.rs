@@ -7,6 +7,7 @@ mod identity;
 mod leader;
 mod missing;
 mod punch;
+mod rejoin;
 mod repair;
 mod rpc;
 mod servers;
@@ -24,8 +25,9 @@ use crate::raft::{FatalHook, Observe, RaftConfig, RaftNode};
 use crate::seam::{self, Disk};
 use crate::tables::TableError;
 use crate::wire::{Identity, Pool, Refusal, RefusalCode, Role, Server};
+use identity::Card;
 use soft::Soft;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use tokio::task::JoinHandle;
 
 /// How a master is started.
@@ -80,12 +82,41 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) cluster: Uuid,
-    member: pb::MasterSuperblock,
+    card: Arc<Card>,
     fatal: FatalHook,
     soft: Mutex<Soft>,
 }
 
 impl Shared {
+    /// Takes part in the group as `member`.
+    async fn start(
+        config: &MasterConfig,
+        disk: &Arc<dyn Disk>,
+        member: &pb::MasterSuperblock,
+        server: &Server,
+        pool: &Arc<Pool>,
+    ) -> Result<Arc<Shared>, StartError> {
+        let cluster = Uuid::from_bytes(&member.cluster).ok_or(IdentityError::Corrupt {
+            dir: disk.describe(),
+            what: "the cluster id has not 16 bytes".to_owned(),
+        })?;
+        let incarnation = identity::incarnation(disk, member)?;
+        server.set_identity(member_identity(member));
+        pool.set_identity(member_identity(member));
+        let card = Card::new(disk.clone(), member.clone());
+        let running = Arc::new(OnceLock::new());
+        let fatal = noting_damage(config.fatal.clone(), card.clone(), running.clone());
+        let raft_config = RaftConfig {
+            fatal: fatal.clone(),
+            ..raft_config(config, member, cluster, incarnation, disk)
+        };
+        let raft = RaftNode::start(raft_config, pool.clone()).await?;
+        _ = running.set(Arc::downgrade(&raft));
+        let (pool, limits) = (pool.clone(), config.limits.clone());
+        let soft = Mutex::new(Soft::default());
+        Ok(Arc::new(Shared { raft, pool, limits, cluster, card, fatal, soft }))
+    }
+
     pub(crate) fn soft(&self) -> MutexGuard<'_, Soft> {
         self.soft.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,6 +134,9 @@ impl Master {
     pub async fn start(config: MasterConfig, disk: Arc<dyn Disk>) -> Result<Master, StartError> {
         let lock = identity::lock(&disk)?;
         let mut member = identity::load(&disk, &config)?;
+        if member.set_aside {
+            rejoin::clear(&disk, &mut member, &config.limits)?;
+        }
         // The port is bound before anything else, so that the address others are told is known. Calls that
         // come before the group is up are refused as busy.
         let router = Arc::new(rpc::Router::default());
@@ -120,32 +154,28 @@ impl Master {
         let pool = Pool::new(known, config.limits.clone());
         if member.node == 0 {
             identity::join(&disk, &mut member, &config, &pool, &address).await?;
-            server.set_identity(member_identity(&member));
-            pool.set_identity(member_identity(&member));
         }
         if member.address != address {
             member.address = address.clone();
             identity::store(&disk, &member)?;
         }
-        let cluster = Uuid::from_bytes(&member.cluster).ok_or(IdentityError::Corrupt {
-            dir: disk.describe(),
-            what: "the cluster id has not 16 bytes".to_owned(),
-        })?;
-        let incarnation = identity::incarnation(&disk, &member)?;
-        let raft = RaftNode::start(
-            raft_config(&config, &member, cluster, incarnation, &disk),
-            pool.clone(),
-        )
-        .await?;
-        let shared = Arc::new(Shared {
-            raft,
-            pool,
-            limits: config.limits.clone(),
-            cluster,
-            member,
-            fatal: config.fatal.clone(),
-            soft: Mutex::new(Soft::default()),
-        });
+        // Found while it ran, so that it may start all the same if nobody takes it in.
+        if !member.damage.is_empty() {
+            let why = std::mem::take(&mut member.damage);
+            rejoin::enter_anew(&disk, &mut member, &config, &why, false).await?;
+        }
+        let shared = match Shared::start(&config, &disk, &member, &server, &pool).await {
+            Err(StartError::Raft(error))
+                if error.is_damage() && rejoin::has_peers(&member, &config) =>
+            {
+                let why = error.to_string();
+                if !rejoin::enter_anew(&disk, &mut member, &config, &why, true).await? {
+                    return Err(error.into());
+                }
+                Shared::start(&config, &disk, &member, &server, &pool).await?
+            }
+            started => started?,
+        };
         router.open(shared.clone());
         let leading = seam::spawn(leader::lead(shared.clone()));
         Ok(Master { shared, server, leading, _lock: lock })
@@ -182,6 +212,21 @@ impl Master {
         self.server.stop().await;
         self.shared.raft.shutdown().await;
     }
+}
+
+/// What is called when this master can not go on: damage that was found is written down first.
+fn noting_damage(
+    fatal: FatalHook,
+    card: Arc<Card>,
+    running: Arc<OnceLock<Weak<RaftNode<Namespace>>>>,
+) -> FatalHook {
+    Arc::new(move |why| {
+        let raft = running.get().and_then(Weak::upgrade);
+        if let Some(what) = raft.and_then(|raft| raft.corruption()) {
+            card.note_damage(&what);
+        }
+        fatal(why);
+    })
 }
 
 fn member_identity(member: &pb::MasterSuperblock) -> Identity {

@@ -9,6 +9,7 @@ use crate::ids::{NodeId, Uuid};
 use crate::limits::Limits;
 use crate::pb;
 use crate::wire::{CallError, Pool, RefusalCode, calls};
+use crate::{bug, mark};
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use openraft::{ChangeMembers, ServerState};
@@ -146,10 +147,20 @@ async fn change<M: Machine, F: Future<Output = Changed>>(
     result.unwrap_or(Err(ProposeError::Deadline))
 }
 
-/// On the leader: learners that have caught up become voters.
+/// On the leader: members whose place another one has taken go, and learners that have caught up become voters.
 pub async fn promote<M: Machine>(core: Arc<Core<M>>) {
     loop {
         tokio::time::sleep(core.limits.heartbeat * 2).await;
+        // GHOST: whoever was replaced still counts.
+        if let Some(node) = superseded(&core).filter(|_| !bug!(GHOST)) {
+            mark!("raft: a member whose place was taken is removed");
+            match remove(&core, node).await {
+                Ok(()) => {
+                    tracing::info!(%node, "a master was replaced by a new one at its address")
+                }
+                Err(error) => tracing::info!(%node, %error, "a replaced master could not go yet"),
+            }
+        }
         if let Some(node) = caught_up(&core) {
             let ids = BTreeSet::from([node.0]);
             let changed = change(&core, || {
@@ -161,6 +172,22 @@ pub async fn promote<M: Machine>(core: Arc<Core<M>>) {
             }
         }
     }
+}
+
+/// A member at whose address a later one is reached: its data directory is gone. A voter stays until that one votes
+/// in its place, so that there are never fewer.
+fn superseded<M: Machine>(core: &Core<M>) -> Option<NodeId> {
+    if !core.is_leader() {
+        return None;
+    }
+    let members = core.members();
+    let place_taken = |member: &&Member| {
+        members.iter().any(|other| {
+            let later = other.address == member.address && other.node > member.node;
+            later && (other.voter || !member.voter)
+        })
+    };
+    members.iter().find(place_taken).map(|member| member.node)
 }
 
 fn caught_up<M: Machine>(core: &Core<M>) -> Option<NodeId> {

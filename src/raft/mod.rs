@@ -82,8 +82,24 @@ pub enum StartError {
     /// The directory is not what this node id stands for (rule B4).
     #[error("{0}")]
     Identity(String),
+    /// What this node id promised is not there any more (rule B4).
+    #[error("{0}")]
+    Lost(String),
     #[error("raft: {0}")]
     Raft(String),
+}
+
+impl StartError {
+    /// Whether what this node had made durable is lost or spoiled: under this id it must not take part again, but
+    /// the others of its group have all of it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StartError::Log(error) => matches!(error, WalError::Corrupt { .. }),
+            StartError::Tables(error) => error.is_corrupt(),
+            StartError::Lost(_) => true,
+            StartError::Identity(_) | StartError::Raft(_) => false,
+        }
+    }
 }
 
 /// Why a proposal or a read has no answer.
@@ -191,7 +207,7 @@ impl<M: Machine> RaftNode<M> {
             Applier { shared: shared.clone(), log: log.clone() },
         )
         .await
-        .map_err(|e| StartError::Raft(e.to_string()))?;
+        .map_err(|e| broken(&shared, e.to_string()))?;
         shared.set_running();
         check_membership(&config, &raft)?;
         begin_group(&config, &raft).await?;
@@ -266,6 +282,11 @@ impl<M: Machine> RaftNode<M> {
     /// The leader this node knows of, and its address.
     pub fn leader(&self) -> Option<(NodeId, String)> {
         self.core.leader()
+    }
+
+    /// What was found to be corrupt in the tables' file.
+    pub fn corruption(&self) -> Option<String> {
+        self.core.shared.lock().machine.db().corruption()
     }
 
     /// Whether this node leads, as far as it knows.
@@ -367,7 +388,7 @@ fn check_present(config: &RaftConfig) -> Result<(), StartError> {
         return Ok(());
     }
     mark!("raft: empty directory refused");
-    Err(StartError::Identity(format!(
+    Err(StartError::Lost(format!(
         "{} holds no log although it belongs to master {}: what this master promised is lost; {REPLACE}",
         config.disk.describe(),
         config.node.0,
@@ -386,13 +407,13 @@ fn check_not_rolled_back(
     let remedy = format!("an older copy of one of them was restored: {REPLACE}");
     let place = config.disk.describe();
     if applied > index(wal.last()).max(index(wal.installing())) {
-        return Err(StartError::Identity(format!(
+        return Err(StartError::Lost(format!(
             "{place}: the log ends at {}, before the checkpoint at {applied}; {remedy}",
             index(wal.last()),
         )));
     }
     if applied < index(wal.purged()) {
-        return Err(StartError::Identity(format!(
+        return Err(StartError::Lost(format!(
             "{place}: the tables are at {applied}, but the log begins behind {}; {remedy}",
             index(wal.purged()),
         )));
@@ -416,6 +437,12 @@ fn check_membership(
         }
         _ => Ok(()),
     }
+}
+
+/// openraft could not begin: with these tables, or for another reason.
+fn broken<M: Machine>(shared: &Shared<M>, why: String) -> StartError {
+    let corruption = shared.lock().machine.db().corruption();
+    corruption.map_or(StartError::Raft(why), |what| StartError::Lost(format!("{what}; {REPLACE}")))
 }
 
 async fn begin_group(

@@ -64,6 +64,11 @@ impl Store {
         }
     }
 
+    /// What was found to be corrupt in it.
+    pub(super) fn corruption(&self) -> Option<String> {
+        self.fault.corruption()
+    }
+
     /// What a file that is being replaced still says; nothing is written to it any more.
     pub(super) fn retire(&self) {
         self.blocks.retire();

@@ -68,6 +68,11 @@ impl Db {
         Ok((db, found))
     }
 
+    /// What was found to be corrupt in the file since it was opened: it is to be discarded for a peer's snapshot.
+    pub fn corruption(&self) -> Option<String> {
+        self.store.as_ref().and_then(|store| store.corruption())
+    }
+
     /// From now on nothing is written to the file, also not by what is closed later.
     pub fn retire(&mut self) {
         if let Some(store) = &self.store {

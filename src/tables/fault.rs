@@ -54,6 +54,12 @@ impl Fault {
         }
     }
 
+    /// What was found, if the file holds other bytes than were written.
+    pub(super) fn corruption(&self) -> Option<String> {
+        let cause = self.first().filter(|cause| cause.corrupt)?;
+        Some(format!("{} is corrupt: {}", self.file, cause.text))
+    }
+
     fn first(&self) -> Option<Cause> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

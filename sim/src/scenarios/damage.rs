@@ -1,9 +1,10 @@
-//! One damaged structure on one master's disk, for each row of the damage table in docs/DISK_FORMAT.md; once
-//! on a single master, once on one of three.
+//! One damaged structure on a master's disk, for each row of the damage table in docs/DISK_FORMAT.md: on a single
+//! master, on one of three, on two of five, and on two of three.
 //!
-//! Checked: the master starts with everything it acknowledged, or refuses with a line that names the file and
-//! what to do; then, in a group, a new one in an empty directory takes its place and all agree (O3, O4, O7).
-//! Not checked: several damages at once; damage beyond the redundancy.
+//! Checked: a single master starts with everything it acknowledged, or refuses with a line that names the file and
+//! what to do. In a group whose majority is whole it has everything, or enters anew under another number, and all
+//! agree (O3, O4, O7) without an operator, who is needed for its superblock alone. Without a majority it refuses and
+//! its files stay where they are. Not checked: several kinds of damage at once.
 
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
@@ -27,9 +28,9 @@ use std::time::Duration;
 pub const SCENARIO: Scenario = Scenario {
     name: "damage",
     about: "one damaged structure on a master: right, or refused and replaced, never wrong",
-    seeds: 2 * CASES.len() as u64,
+    seeds: 4 * CASES.len() as u64,
     limit: Duration::from_secs(300),
-    must_count: &[stats::OPERATIONS, "refused", "harmless", "replaced"],
+    must_count: &[stats::OPERATIONS, "refused", "harmless", "replaced", "entered anew", "kept"],
     run: |seed| Box::pin(run(seed)),
 };
 
@@ -96,40 +97,53 @@ const CASES: &[Case] = &[
     ("tables: an older copy restored", Patient::restore_tables),
 ];
 
+/// Masters, and how many of them are damaged.
+const GROUPS: [(u32, u32); 4] = [(1, 1), (3, 1), (5, 2), (3, 2)];
+
 async fn run(seed: u64) {
-    let case = CASES[(seed as usize / 2) % CASES.len()];
-    let masters = if seed.is_multiple_of(2) { 1 } else { 3 };
+    let case = CASES[(seed as usize / GROUPS.len()) % CASES.len()];
+    let (masters, damaged) = GROUPS[seed as usize % GROUPS.len()];
     let options = Options { masters, tiny: true, ..Options::draw(seed).calm() };
     let world = World::new(options);
-    trace::line("-", &format!("{} on one of {masters}", case.0));
+    trace::line("-", &format!("{} on {damaged} of {masters}", case.0));
     let group = Group::default();
     (1..=masters).for_each(|number| group.add(&world, number, masters));
     group.agree(&world, masters as usize).await;
     let mut rng = world.rng("damage");
-    let name = format!("m{}", 1 + rng.below(u64::from(masters)));
+    let mut names = world.names(Role::Master);
+    rng.shuffle(&mut names);
+    names.truncate(damaged as usize);
     group.work(120).await;
-    let older = Files::of(&world.disks(&name)[0]);
+    let older: Vec<Files> = names.iter().map(|name| Files::of(&world.disks(name)[0])).collect();
     group.work(300).await;
     group.agree(&world, masters as usize).await;
     // Idle for a heartbeat: the log then says that its last record was durable.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let before = group.get(&name).map(|master| master.raft().applied());
-    world.kill(&name);
-    group.forget(&name);
-    let disk = world.disks(&name)[0].clone();
-    let mut patient = Patient { incarnation: world.incarnation(&name) + 1, disk, rng, older };
-    let fate = (case.1)(&mut patient);
-    let treated = Treated { case: case.0, fate, applied: before.unwrap_or_default() };
-    world.restart(&name).await;
-    if treated.observe(&world, &group, &name).await {
-        group.agree(&world, masters as usize).await;
-    } else if masters == 3 {
-        group.replace(&world, &name).await;
-        stats::count("replaced");
+    let mut treated = Vec::new();
+    for (name, older) in names.iter().zip(older) {
+        let master = group.get(name).unwrap_or_else(|| stuck("O7", format!("{name} is gone")));
+        let (applied, node) = (master.raft().applied(), master.node());
+        world.kill(name);
+        group.forget(name);
+        let disk = world.disks(name)[0].clone();
+        let incarnation = world.incarnation(name) + 1;
+        let mut patient = Patient { incarnation, disk, rng: rng.fork(name), older };
+        let fate = (case.1)(&mut patient);
+        treated.push(Treated { case: case.0, name: name.clone(), fate, applied, node, masters });
     }
-    if masters == 3 {
+    let majority = masters - damaged > masters / 2;
+    for one in &treated {
+        let before = Files::of(&world.disks(&one.name)[0]);
+        world.restart(&one.name).await;
+        if masters == 1 || majority {
+            one.recovers(&world, &group).await;
+        } else if matches!(one.fate, Fate::Refused(_)) {
+            one.stays(&world, &group, &before).await;
+        }
+    }
+    if masters > 1 && majority {
         group.work(20).await;
-        group.agree(&world, 3).await;
+        group.agree(&world, masters as usize).await;
     }
 }
 
@@ -290,7 +304,7 @@ impl Group {
     }
 
     /// Takes a master out of the group, and a new one with an empty disk in.
-    async fn replace(&self, world: &Arc<World>, name: &str) {
+    async fn replace(&self, world: &Arc<World>, name: &str, masters: u32) {
         let number: u32 = name[1..].parse().expect("m1 to m3");
         world.kill(name);
         self.forget(name);
@@ -303,7 +317,10 @@ impl Group {
                 (Some(leader), Some(bad)) => {
                     _ = leader.raft().remove_master(NodeId(bad.node.0)).await
                 }
-                (Some(_), None) => return self.add(world, 4, 4),
+                (Some(_), None) => {
+                    // Another machine for each that is replaced.
+                    return self.add(world, masters + number, masters);
+                }
                 _ => {}
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -323,15 +340,81 @@ fn address(number: u32) -> String {
 /// What was done, and what must follow.
 struct Treated {
     case: &'static str,
+    name: String,
     fate: Fate,
     applied: LogIndex,
+    /// Its number before.
+    node: NodeId,
+    masters: u32,
 }
 
 impl Treated {
+    /// It runs, under whatever number, or refuses; in a group it runs in the end.
+    async fn recovers(&self, world: &Arc<World>, group: &Group) {
+        if self.observe(world, group, &self.name).await {
+            if self.masters == 1 {
+                group.agree(world, 1).await;
+            }
+            return;
+        }
+        if self.masters == 1 {
+            return;
+        }
+        if self.case.starts_with("superblock") {
+            group.replace(world, &self.name, self.masters).await;
+            stats::count("replaced");
+            return;
+        }
+        // It read what is damaged: whatever it does next ends it, and then it knows.
+        for _ in 0..600 {
+            if group.ended(&self.name).is_some() {
+                break;
+            }
+            group.work(5).await;
+        }
+        group.forget(&self.name);
+        world.restart(&self.name).await;
+        self.enters_anew(world, group).await;
+    }
+
+    async fn enters_anew(&self, world: &World, group: &Group) {
+        for _ in 0..600 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if group.get(&self.name).is_some_and(|master| master.node() != self.node) {
+                return self.entered_anew(world);
+            }
+        }
+        stuck("O7", format!("{}: {} does not enter its group anew", self.case, self.name));
+    }
+
+    fn entered_anew(&self, world: &World) {
+        stats::count("entered anew");
+        let disk = &world.disks(&self.name)[0];
+        if !disk.paths().iter().any(|path| path.starts_with("damaged/")) {
+            violation("O3", format!("{}: what {} had is gone", self.case, self.name));
+        }
+    }
+
+    /// Without a majority it refuses, and whatever it had is still there.
+    async fn stays(&self, world: &World, group: &Group, before: &Files) {
+        for _ in 0..2000 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if let Some(line) = group.ended(&self.name) {
+                self.refuses(&line);
+                stats::count("kept");
+                if !before.are_in(&world.disks(&self.name)[0]) {
+                    violation("O3", format!("{}: {} gave its files up", self.case, self.name));
+                }
+                return;
+            }
+        }
+        stuck("O7", format!("{}: {} neither runs nor refuses", self.case, self.name));
+    }
+
     /// Watches the damaged master start: whether it runs on.
     async fn observe(&self, world: &World, group: &Group, name: &str) -> bool {
         let mut line = None;
-        for _ in 0..100 {
+        for _ in 0..600 {
             tokio::time::sleep(Duration::from_millis(50)).await;
             line = group.ended(name);
             let master = group.get(name).filter(|_| line.is_none());
@@ -339,6 +422,9 @@ impl Treated {
                 && self.caught_up(&master)
             {
                 line = self.read_all(&master);
+                if line.is_none() {
+                    break;
+                }
             }
             if line.is_some() {
                 break;
@@ -363,13 +449,21 @@ impl Treated {
         Some(error.to_string())
     }
 
-    fn runs(&self, _world: &World, group: &Group, name: &str) {
+    fn runs(&self, world: &World, group: &Group, name: &str) {
         stats::count("harmless");
         let Some(master) = group.get(name) else {
             stuck("O7", format!("{}: {name} neither runs nor refuses", self.case));
         };
         let applied = master.raft().applied();
+        let anew = master.node() != self.node;
+        if anew {
+            self.entered_anew(world);
+        }
         match self.fate {
+            Fate::Harmless if anew => {
+                violation("O8", format!("{}: {name} gives its number up for nothing", self.case));
+            }
+            Fate::Refused(_) if anew => {}
             Fate::Refused(_) => {
                 violation("O8", format!("{}: {name} runs, it must refuse", self.case));
             }
@@ -414,6 +508,19 @@ impl Files {
     fn of(disk: &SimDisk) -> Files {
         let paths = disk.paths().into_iter();
         Files(paths.filter_map(|path| Some((path.clone(), disk.written(&path)?))).collect())
+    }
+
+    /// Whether they are on a disk where they were; opening the log changes what is in it, and which segments wait
+    /// to be used again.
+    fn are_in(&self, disk: &SimDisk) -> bool {
+        let paths = disk.paths();
+        let log = |path: &&String| path.starts_with("wal/");
+        let mut rest = self.0.keys().filter(|path| !log(path));
+        let has_log = paths.iter().any(|path| log(&path));
+        let aside = paths.iter().any(|path| path.starts_with("damaged/"));
+        !aside
+            && rest.all(|path| paths.contains(path))
+            && has_log == self.0.keys().any(|path| log(&path))
     }
 }
 
