@@ -3,6 +3,7 @@
 use super::{CLUSTER, MASTER_PORT, chunkserver_ip, client_ip, master_addresses, master_ip};
 use crate::disk::SimDisk;
 use crate::failure::stuck;
+use crate::oracles::liveness::CONVERGED;
 use crate::oracles::{Appliers, Applies};
 use crate::stats;
 use crate::trace;
@@ -247,10 +248,12 @@ impl Cluster {
         }
     }
 
-    /// O7: after healing, a server that is drained gets empty; it is put back to use then.
-    pub async fn empties(&self, world: &World) {
+    /// O7: after healing, a server that is drained gets empty; it is put back to use then. When it was, if one was
+    /// drained.
+    pub async fn empties(&self, world: &World) -> Option<u64> {
         let drained = self.drained.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(server) = drained else { return };
+        let server = drained?;
+        let healed = trace::now_ns();
         let mut left = 0;
         for _ in 0..600 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -259,7 +262,8 @@ impl Cluster {
             // One that was declared dead meanwhile is drained no more.
             let row = view.get::<Servers>(&server).expect("tables");
             if row.is_none_or(|row| row.state() != ServerState::Draining) {
-                return;
+                stats::add("ms until emptied", (trace::now_ns() - healed) / 1_000_000);
+                return Some(trace::now_ns());
             }
             let (from, to) = ((server, ChunkId(0)), (ServerId(server.0 + 1), ChunkId(0)));
             left = view.range::<ServerChunks>(&from, Some(&to)).count();
@@ -280,38 +284,47 @@ impl Cluster {
     /// O7: after healing, all masters have applied the same, every chunk is whole again, and the leader knows what
     /// every chunkserver holds.
     pub async fn converge(&self, world: &World) {
-        let (names, servers) = (world.names(Role::Master), world.names(Role::Chunkserver).len());
-        let healed = trace::now_ns();
-        let mut why = String::new();
-        for _ in 0..600 {
+        self.converge_since(world, trace::now_ns()).await;
+    }
+
+    /// The same, healed or disturbed for the last time at `healed`.
+    pub async fn converge_since(&self, world: &World, healed: u64) {
+        let mut why = "not looked at".to_owned();
+        while Duration::from_nanos(trace::now_ns() - healed) < CONVERGED {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let nodes: Vec<_> = names.iter().filter_map(|name| self.get(name)).collect();
-            let Some(leader) = self.leader(world) else {
-                "no leader".clone_into(&mut why);
-                continue;
-            };
-            let applied: Vec<_> = nodes.iter().map(|node| node.applied()).collect();
-            let view = leader.view();
-            let degraded = view.range::<Degraded>(&Default::default(), None).count();
-            // One whose disk was lost stays in the table as dead, and is another from then on.
-            let rows = view.range::<Servers>(&ServerId(0), None);
-            let active = rows
-                .filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() == ServerState::Active));
-            let (active, voters) = (active.count(), voters(&leader));
-            // All of them: one that is still starting has not converged.
-            let all = applied.len() == names.len();
-            let same = all && applied.iter().all(|index| *index == applied[0]);
-            let whole = degraded == 0 && active == servers && voters == names.len();
-            let unheard = self.unreported(world);
-            if same && whole && unheard == 0 {
-                stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
-                return;
+            match self.diverges(world) {
+                None => {
+                    return stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
+                }
+                Some(what) => why = what,
             }
-            why = format!(
-                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {unheard} not heard, {voters} voters"
-            );
         }
-        stuck("O7", format!("not converged 60 s after healing: {why}"));
+        stuck("O7", format!("not converged {CONVERGED:?} after healing: {why}"));
+    }
+
+    /// In what masters and chunkservers have not converged.
+    fn diverges(&self, world: &World) -> Option<String> {
+        let (names, servers) = (world.names(Role::Master), world.names(Role::Chunkserver).len());
+        let nodes: Vec<_> = names.iter().filter_map(|name| self.get(name)).collect();
+        let Some(leader) = self.leader(world) else { return Some("no leader".to_owned()) };
+        let applied: Vec<_> = nodes.iter().map(|node| node.applied()).collect();
+        let view = leader.view();
+        let degraded = view.range::<Degraded>(&Default::default(), None).count();
+        // One whose disk was lost stays in the table as dead, and is another from then on.
+        let rows = view.range::<Servers>(&ServerId(0), None);
+        let active =
+            rows.filter(|row| row.as_ref().is_ok_and(|(_, r)| r.state() == ServerState::Active));
+        let (active, voters) = (active.count(), voters(&leader));
+        // All of them: one that is still starting has not converged.
+        let all = applied.len() == names.len();
+        let same = all && applied.iter().all(|index| *index == applied[0]);
+        let whole = degraded == 0 && active == servers && voters == names.len();
+        let unheard = self.unreported(world);
+        (!same || !whole || unheard > 0).then(|| {
+            format!(
+                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {unheard} not heard, {voters} voters"
+            )
+        })
     }
 }
 
@@ -343,11 +356,13 @@ impl Operator for Hands {
     }
 
     fn master_lost(&self, name: &str) {
+        self.world.cripple(name, true);
         (self.lost)(name);
     }
 
     /// Removes the member that the machine was until some leader has done it.
     fn master_replaced(&self, name: &str) {
+        self.world.cripple(name, false);
         (self.replaced)(name);
         let Some(gone) = self.cluster.member(name) else { return };
         let (cluster, world) = (self.cluster.clone(), self.world.clone());

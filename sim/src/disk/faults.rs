@@ -77,6 +77,19 @@ pub struct Counters {
     pub names_lost: u64,
 }
 
+impl Counters {
+    /// Calls that failed or lied, and bytes that changed by themselves: whoever meets one may end for it.
+    pub fn failures(&self) -> u64 {
+        let errors = self.read_eio + self.write_eio + self.sync_eio + self.enospc;
+        errors + self.misread + self.changed_unasked()
+    }
+
+    /// Times that content changed and its writer could not know it.
+    pub fn changed_unasked(&self) -> u64 {
+        self.misdirected + self.rotten
+    }
+}
+
 /// An operation that changes the disk, for the trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Event<'a> {

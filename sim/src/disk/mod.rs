@@ -248,6 +248,12 @@ impl SimDisk {
         self.state().counters.clone()
     }
 
+    /// Whether what was written may be gone although nobody failed to keep it: bytes have rotted, or writes went
+    /// elsewhere.
+    pub fn lies(&self) -> bool {
+        self.state().counters.changed_unasked() > 0
+    }
+
     /// Called with every operation that changes the disk, while the disk is locked.
     pub fn observe(&self, observer: impl FnMut(&Event<'_>) + Send + 'static) {
         self.state().observer = Some(Box::new(observer));

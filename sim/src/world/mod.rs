@@ -14,6 +14,7 @@ pub use node::{NodeContext, NodeSpec, Power, Role, StartFn, here};
 pub use options::{FaultKind, NetOptions, Options};
 
 use crate::disk::Outcome;
+use crate::failure::violation;
 use crate::rng::Rng;
 use crate::trace::Kind;
 use crate::{plan, stats, trace};
@@ -252,14 +253,15 @@ impl World {
         }
     }
 
-    /// Restarts processes that ended by themselves, as a service manager does, until the world ends.
+    /// Restarts processes that ended by themselves, as a service manager does, until the world ends. None may without
+    /// a reason that lies in its disk.
     pub async fn supervise(self: Arc<World>) {
         let mut rng = self.rng("supervisor");
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             for name in self.all_names() {
-                if self.node(&name).take_exit() {
-                    stats::count("processes that ended by themselves");
+                if let Some(why) = self.node(&name).take_exit() {
+                    self.judge(&name, &why);
                     let (world, pause) = (self.clone(), rng.range(100, 1500));
                     tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -270,6 +272,23 @@ impl World {
                 }
             }
         }
+    }
+
+    /// O7: nothing but its disk makes a server end by itself. Machines of the role client run the test.
+    fn judge(&self, name: &str, why: &str) {
+        let node = self.node(name);
+        stats::count("processes that ended by themselves");
+        if node.role() != Role::Client && !node.may_end() {
+            violation(
+                "O7",
+                format!("{name} ends by itself, and its disk is as it was left: {why}"),
+            );
+        }
+    }
+
+    /// What is on this machine's disk is taken away: it may refuse to run, until it gets another one.
+    pub fn cripple(&self, name: &str, crippled: bool) {
+        self.node(name).cripple(crippled);
     }
 
     /// Takes what the disks injected into the run's counters.

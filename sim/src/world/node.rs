@@ -75,6 +75,9 @@ impl NodeContext {
     /// A line in the timeline.
     pub fn say(&self, text: &str) {
         trace::line(&self.name, text);
+        if let Some(world) = self.world.upgrade() {
+            text.clone_into(&mut world.node(&self.name).shared.state().said);
+        }
     }
 
     /// Asked before each operation of a client's program: whether the run's plan leaves it out.
@@ -96,7 +99,7 @@ impl NodeContext {
                 && world.incarnation(&name) == incarnation
             {
                 world.kill(&name);
-                world.node(&name).shared.state().exit = Exit::Fresh;
+                world.node(&name).shared.ended(reason);
             }
         })
     }
@@ -117,6 +120,12 @@ struct State {
     power: Power,
     incarnation: u64,
     exit: Exit,
+    /// Why it ended by itself.
+    why: String,
+    /// The last line it has written.
+    said: String,
+    /// What it needs was taken away: it may end for that.
+    crippled: bool,
 }
 
 struct Shared {
@@ -153,6 +162,11 @@ impl Shared {
         NodeContext { name: name.clone(), ip: *ip, incarnation, disks, world }
     }
 
+    fn ended(&self, why: String) {
+        let mut state = self.state();
+        (state.exit, state.why) = (Exit::Fresh, why);
+    }
+
     /// The main function returned: as when a process exits, its other tasks and its sockets go with it.
     fn end(&self, incarnation: u64) {
         trace::say(Kind::Ends, &self.spec.name, "process ends");
@@ -160,7 +174,8 @@ impl Shared {
             && self.state().incarnation == incarnation
         {
             world.stop(&self.spec.name);
-            self.state().exit = Exit::Fresh;
+            let said = self.state().said.clone();
+            self.ended(said);
         }
     }
 }
@@ -185,7 +200,8 @@ impl Node {
         for (index, disk) in spec.disks.iter().enumerate() {
             watch(disk, format!("{name}/{index}"));
         }
-        let state = State { power: Power::Down, incarnation: 0, exit: Exit::No };
+        let (exit, why, said) = (Exit::No, String::new(), String::new());
+        let state = State { power: Power::Down, incarnation: 0, exit, why, said, crippled: false };
         let disks = Mutex::new(spec.disks.clone());
         let shared = Arc::new(Shared { spec, disks, state: Mutex::new(state), world });
         let process = shared.clone();
@@ -251,14 +267,26 @@ impl Node {
         self.disks().iter().for_each(|disk| disk.fence(next));
     }
 
-    /// Whether the process ended by itself since the last time this was asked.
-    pub(super) fn take_exit(&self) -> bool {
+    /// Why the process ended by itself, if it did since the last time this was asked.
+    pub(super) fn take_exit(&self) -> Option<String> {
         let mut state = self.shared.state();
         let fresh = state.exit == Exit::Fresh;
-        if fresh {
+        fresh.then(|| {
             state.exit = Exit::Noticed;
-        }
-        fresh
+            std::mem::take(&mut state.why)
+        })
+    }
+
+    /// Whether one that ended by itself had a reason for it: a disk that failed, lied or was full, or one that lacks
+    /// what was on it.
+    pub(super) fn may_end(&self) -> bool {
+        let failed = |disk: &Arc<SimDisk>| disk.is_dead() || disk.counters().failures() > 0;
+        self.shared.state().crippled || self.disks().iter().any(failed)
+    }
+
+    /// Whether something that it needs to run is taken from it.
+    pub(super) fn cripple(&self, crippled: bool) {
+        self.shared.state().crippled = crippled;
     }
 
     /// Whether it is still as [`Node::take_exit`] found it.
