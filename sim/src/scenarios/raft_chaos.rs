@@ -2,15 +2,17 @@
 //! network splits and loses frames. Clients create and unlink files of names nobody else uses, repeating each
 //! batch until it is answered.
 //!
-//! Checked: O4, O12, O13; every operation takes effect exactly once (a repeated create must not find its own
-//! file); after healing all masters agree, the namespace's invariants hold, and what was acknowledged is
+//! Checked: O4, O5, O12, O13; every operation takes effect exactly once (a repeated create must not find its own
+//! file); after healing a leader, every client served and all masters agree (O7), the namespace's invariants hold, and what was acknowledged is
 //! there. Not checked: reads; membership changes beyond the first joins.
 
 use crate::cluster::raft_only::Masters;
 use crate::cluster::{CLUSTER, client_ip, master_addresses};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
+use crate::oracles::liveness::{CONVERGED, LEADER, Liveness, within};
 use crate::oracles::persist::Persist;
+use crate::oracles::raft::Raft;
 use crate::rng::Rng;
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, NodeSpec, Options, Role, World};
@@ -34,6 +36,9 @@ pub const SCENARIO: Scenario = Scenario {
     must_count: &[
         stats::OPERATIONS,
         "states compared",
+        "O5 entries checked",
+        "O5 entries applied",
+        "O5 votes checked",
         "O13 votes checked",
         "O13 appends checked",
         "O13 commits checked",
@@ -66,18 +71,22 @@ async fn run(seed: u64) {
     let masters = Masters::default();
     let watching = masters.clone();
     world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));
+    let raft = Raft::new(&world);
+    world.frames.watch(raft.clone());
+    masters.appliers.add(Arc::new(raft));
     masters.add(&world);
     masters.form(&world).await;
-    let ledger: Ledger = Arc::default();
+    let (ledger, liveness) = (Ledger::default(), Liveness::default());
     for number in 1..=world.options.clients {
-        let (ledger, options) = (ledger.clone(), world.options.clone());
+        let (ledger, liveness) = (ledger.clone(), liveness.clone());
+        let options = world.options.clone();
         world.add_node(NodeSpec {
             name: format!("c{number}"),
             role: Role::Client,
             ip: client_ip(number),
             disks: vec![],
             start: Arc::new(move |context| {
-                let client = Client::new(context, &options, ledger.clone());
+                let client = Client::new(context, &options, (ledger.clone(), liveness.clone()));
                 Box::pin(client.run())
             }),
         });
@@ -86,33 +95,27 @@ async fn run(seed: u64) {
     let time = Duration::from_millis(world.options.chaos_ms);
     chaos(world.clone(), Budget::of(&world), time).await;
     world.heal().await;
-    serves_again(&ledger).await;
+    let healed = trace::now_ns();
+    let masters_lead = || {
+        let nodes = world.names(Role::Master).into_iter().filter_map(|name| masters.get(&name));
+        let leads = nodes.into_iter().any(|node| node.is_leader_ready());
+        if leads { Ok(()) } else { Err("nobody leads".to_owned()) }
+    };
+    within("ms until a leader serves", LEADER, healed, masters_lead).await;
+    liveness.all_served(&world.names(Role::Client), healed).await;
     for name in world.names(Role::Client) {
         world.kill(&name);
     }
-    converges(&world, &masters).await;
+    converges(&world, &masters, healed).await;
     check(&world, &masters, &ledger);
     world.count_disk_faults();
 }
 
-/// O7: operations are acknowledged again soon after healing.
-async fn serves_again(ledger: &Ledger) {
-    let before = stats::get(stats::OPERATIONS);
-    for _ in 0..300 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if stats::get(stats::OPERATIONS) > before + 20 {
-            return;
-        }
-    }
-    let unanswered = ledger.lock().expect("ledger").values().filter(|v| v.is_none()).count();
-    stuck("O7", format!("no progress within 30 s of healing, {unanswered} operations unanswered"));
-}
-
 /// O7: all masters are voters and have applied the same log.
-async fn converges(world: &World, masters: &Masters) {
+async fn converges(world: &World, masters: &Masters, healed: u64) {
     let names = world.names(Role::Master);
     let mut seen = Vec::new();
-    for _ in 0..600 {
+    while Duration::from_nanos(trace::now_ns() - healed) < CONVERGED {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let nodes: Vec<_> = names.iter().filter_map(|name| masters.get(name)).collect();
         seen = nodes.iter().map(|node| (node.applied(), node.majority())).collect();
@@ -158,6 +161,7 @@ struct Client {
     masters: Vec<String>,
     limits: Arc<Limits>,
     ledger: Ledger,
+    liveness: Liveness,
     rng: Rng,
     leader: String,
     pool: Arc<Pool>,
@@ -173,7 +177,11 @@ struct Session {
 }
 
 impl Client {
-    fn new(context: NodeContext, options: &Options, ledger: Ledger) -> Client {
+    fn new(
+        context: NodeContext,
+        options: &Options,
+        (ledger, liveness): (Ledger, Liveness),
+    ) -> Client {
         let masters = master_addresses(options.masters);
         let limits = options.limits();
         let rng = Rng::new(options.seed).fork(&format!("{} {}", context.name, context.incarnation));
@@ -184,7 +192,7 @@ impl Client {
             incarnation: context.incarnation,
         };
         let pool = Pool::new(identity, limits.clone());
-        Client { leader: masters[0].clone(), masters, limits, ledger, rng, pool, context }
+        Client { leader: masters[0].clone(), masters, limits, ledger, liveness, rng, pool, context }
     }
 
     async fn run(mut self) {
@@ -242,6 +250,7 @@ impl Client {
         }
         self.context.did(since, "batch", &format!("{} operations", ops.len()));
         session.next_seq += ops.len() as u64;
+        self.liveness.served(&self.context.name, since);
         for (op, result) in ops.iter().zip(&reply.results) {
             self.learn(session, op, result);
             stats::count(stats::OPERATIONS);
