@@ -20,7 +20,6 @@ use crate::cluster::full::Cluster;
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
 use crate::stats;
-use crate::world::damage::victims;
 use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
 use mooseng::codec;
@@ -131,12 +130,8 @@ fn wasted(view: &impl Read) -> Result<(), Broken> {
     Ok(())
 }
 
-/// A server's disk, and whether writes to it may go astray.
-type Home = (Arc<SimDisk>, bool);
-
 /// The disk of each active server.
-fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Home> {
-    let astray = victims(world);
+fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Arc<SimDisk>> {
     let machines = world.names(Role::Chunkserver);
     let rows = view.range::<Servers>(&ServerId(0), None).map(|row| row.expect("tables").1);
     let active = rows.filter(|row| row.state() == ServerState::Active);
@@ -145,7 +140,7 @@ fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Home> {
             let number = name.trim_start_matches('s').parse().expect("s1, s2, ...");
             row.address.starts_with(&format!("{}:", chunkserver_ip(number)))
         })?;
-        Some((row.id, (world.disks(name)[0].clone(), astray.contains(name))))
+        Some((row.id, world.disks(name)[0].clone()))
     };
     active.filter_map(of).collect()
 }
@@ -165,7 +160,11 @@ fn in_shard(k: usize, hole: &Hole) -> Range<usize> {
     hole.from as usize / stripe * cell..hole.end as usize / stripe * cell
 }
 
-fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &BTreeMap<u64, Home>) -> Result<(), Broken> {
+fn one(
+    chunk: &pb::Chunk,
+    holes: &[Hole],
+    disks: &BTreeMap<u64, Arc<SimDisk>>,
+) -> Result<(), Broken> {
     let layout = chunk.layout.unwrap_or_default();
     let (k, m) = (layout.data as usize, layout.parity as usize);
     let len = shard_len(k, chunk.committed_len as usize);
@@ -175,8 +174,9 @@ fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &BTreeMap<u64, Home>) -> Result
     for replica in &chunk.replicas {
         let at = replica.shard as usize;
         let found = disks.get(&replica.server).ok_or("its server is not active".to_owned());
-        let astray = found.as_ref().is_ok_and(|(_, astray)| *astray);
-        match found.and_then(|(disk, _)| shard(disk, chunk, replica, (len, &holes))) {
+        // A write that marks a replica as sealed may be one of those that went elsewhere.
+        let astray = found.as_ref().is_ok_and(|disk| disk.counters().misdirected > 0);
+        match found.and_then(|disk| shard(disk, chunk, replica, (len, &holes))) {
             Ok(found) => {
                 shards[at] = Some(found.bytes);
                 // A sealed one ends where it was committed, once its server has heard of it.

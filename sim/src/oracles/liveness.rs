@@ -37,11 +37,16 @@ impl Liveness {
 
     /// Waits until every client has been served since `healed_ns`, at most [`CLIENTS`].
     pub async fn all_served(&self, clients: &[String], healed_ns: u64) {
+        self.all_served_within(CLIENTS, clients, healed_ns).await;
+    }
+
+    /// The same with another bound.
+    pub async fn all_served_within(&self, bound: Duration, clients: &[String], healed_ns: u64) {
         let who = || {
             let waiting = self.waiting(clients, healed_ns);
             if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?} are not served")) }
         };
-        within("ms until all clients served", CLIENTS, healed_ns, who).await;
+        within("ms until all clients served", bound, healed_ns, who).await;
     }
 }
 

@@ -11,11 +11,14 @@
 //! | O11 | a failed write-back is told once to each description | `reporting` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
 //! | O13 | what a frame promises is durable when it leaves | `persist`, `persist_chunks` |
+//!
+//! `log` puts those of the log together.
 
 pub mod chunks;
 pub mod ledger;
 pub mod linear;
 pub mod liveness;
+pub mod log;
 pub mod namespace;
 pub mod persist;
 pub mod persist_chunks;

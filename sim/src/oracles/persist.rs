@@ -9,6 +9,11 @@
 //! | reply to SubmitBatch | the entry it took effect at, on a majority of the voters |
 //! | reply to Append with sync, to Sync | the replica up to the length named |
 //!
+//! A disk that was taken away keeps counting with what it held then: a majority that had promised an entry did
+//! so with it, and nothing that was promised later has it in its majority. What rotted or was written elsewhere
+//! is nobody's fault, so a disk to which that happened counts as holding everything, and its machine is not
+//! checked any more; there are so few of them that no majority is made of them.
+//!
 //! Not checked: that what is durable is also right; promises that leave by other ways than frames.
 
 use crate::disk::SimDisk;
@@ -52,6 +57,23 @@ impl Accepted {
     }
 }
 
+/// The logs that were on disks which masters have lost, by machine. Its clones are one.
+#[derive(Clone, Default)]
+pub struct Lost(Arc<Mutex<BTreeMap<String, Recovered>>>);
+
+impl Lost {
+    /// A machine that is off is about to lose this disk.
+    pub fn add(&self, node: &str, disk: &Arc<SimDisk>) {
+        let log = log_of(node, disk);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node.to_owned(), log);
+    }
+
+    fn held(&self, node: &str, index: u64, term: u64) -> bool {
+        let lost = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.get(node).is_some_and(|log| holds_index(log, index, term))
+    }
+}
+
 /// How many masters must have an entry, for a leading machine and a log index.
 type Majority = Box<dyn Fn(&str, u64) -> usize + Send + Sync>;
 
@@ -61,6 +83,7 @@ pub struct Persist {
     /// By receiving machine and request: the log position that accepting it promises.
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
     accepted: Accepted,
+    lost: Lost,
     majority: Majority,
 }
 
@@ -71,8 +94,8 @@ impl Persist {
         majority: impl Fn(&str, u64) -> usize + Send + Sync + 'static,
     ) -> Persist {
         let world = Arc::downgrade(world);
-        let (appends, accepted) = Default::default();
-        Persist { world, appends, accepted, majority: Box::new(majority) }
+        let (appends, accepted, lost) = Default::default();
+        Persist { world, appends, accepted, lost, majority: Box::new(majority) }
     }
 
     /// What it knows of what machines have accepted.
@@ -80,24 +103,30 @@ impl Persist {
         self.accepted.clone()
     }
 
+    /// Told of disks that are taken away.
+    pub fn lost(&self) -> Lost {
+        self.lost.clone()
+    }
+
     fn appends(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, u64), LogId>> {
         self.appends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disks(&self, node: &str) -> Vec<Arc<SimDisk>> {
-        self.world.upgrade().map_or_else(Vec::new, |world| world.disks(node))
+    fn disk(&self, node: &str) -> Option<Arc<SimDisk>> {
+        self.world.upgrade()?.disks(node).first().cloned()
     }
 
-    /// The log as a power loss would leave it.
+    /// The log as a power loss would leave it; `None` if its disk lies.
     fn log(&self, node: &str) -> Option<Recovered> {
-        let disks = self.disks(node);
-        let image = disks.first()?.durable();
-        match wal::inspect(image.as_ref()) {
-            Ok(log) => Some(log),
-            Err(error) => {
-                violation("O13", format!("{node}: a power loss now corrupts the log: {error}"))
-            }
-        }
+        let disk = self.disk(node).filter(|disk| !disk.lies())?;
+        Some(log_of(node, &disk))
+    }
+
+    /// Whether the machine has the entry, or had it when it promised it.
+    fn has(&self, node: &str, index: u64, term: u64) -> bool {
+        let lies = self.disk(node).is_some_and(|disk| disk.lies());
+        let now = |log: Recovered| holds_index(&log, index, term);
+        lies || self.log(node).is_some_and(now) || self.lost.held(node, index, term)
     }
 
     /// A machine speaks as the one that accepted something: it still has that.
@@ -165,10 +194,7 @@ impl Persist {
         if reply.index == 0 {
             return;
         }
-        let have = |name: &&String| {
-            let log = self.log(name);
-            log.is_some_and(|log| holds_index(&log, reply.index, reply.term))
-        };
+        let have = |name: &&String| self.has(name, reply.index, reply.term);
         let masters = world.names(Role::Master);
         let (have, need) =
             (masters.iter().filter(have).count(), (self.majority)(node, reply.index));
@@ -181,6 +207,16 @@ impl Persist {
                     reply.index, reply.term
                 ),
             );
+        }
+    }
+}
+
+/// The log as a power loss would leave it on this disk.
+fn log_of(node: &str, disk: &Arc<SimDisk>) -> Recovered {
+    match wal::inspect(disk.durable().as_ref()) {
+        Ok(log) => log,
+        Err(error) => {
+            violation("O13", format!("{node}: a power loss now corrupts the log: {error}"))
         }
     }
 }

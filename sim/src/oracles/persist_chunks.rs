@@ -2,7 +2,7 @@
 //! the length that was asked for: a power loss right then would not shorten it.
 //!
 //! A replica that a master sealed or deleted meanwhile is left out: its end may be cut off again, and no
-//! commit will ever name it.
+//! commit will ever name it. So is a disk of which bytes have rotted or to which writes went astray, from then on.
 //!
 //! Not checked: that the bytes are the right ones (block CRCs and O2 do that).
 
@@ -25,7 +25,6 @@ pub struct PersistChunks {
     world: Weak<World>,
     asked: Mutex<BTreeMap<(String, u64), (ReplicaId, u64)>>,
     cut: Mutex<BTreeSet<(String, ReplicaId)>>,
-    spared: BTreeSet<String>,
 }
 
 impl PersistChunks {
@@ -35,14 +34,7 @@ impl PersistChunks {
             world: Arc::downgrade(world),
             asked: Mutex::default(),
             cut: Mutex::default(),
-            spared: BTreeSet::new(),
         }
-    }
-
-    /// Not those whose disks lie.
-    pub fn sparing(mut self, names: Vec<String>) -> PersistChunks {
-        self.spared = names.into_iter().collect();
-        self
     }
 
     /// The replica and the length that an answer to this request promises.
@@ -73,11 +65,12 @@ impl PersistChunks {
 
     fn check(&self, node: &str, id: ReplicaId, wanted: u64) {
         let Some(world) = self.world.upgrade() else { return };
-        if self.spared.contains(node) || self.cut().contains(&(node.to_owned(), id)) {
+        let disks = world.disks(node);
+        let lies = disks.iter().any(|disk| disk.lies());
+        if lies || self.cut().contains(&(node.to_owned(), id)) {
             return;
         }
         stats::count("O13 chunk syncs checked");
-        let disks = world.disks(node);
         let durable = disks
             .iter()
             .map(|disk| inspect_replica(disk.durable().as_ref(), id).ok().flatten().unwrap_or(0));

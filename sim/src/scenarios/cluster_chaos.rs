@@ -3,20 +3,21 @@
 //! of them open to read on while they change; a client
 //! that died comes back as another one and checks what it left.
 //!
-//! Checked: O2 and O3 (blocks and names), O4, O12, O13 (log, votes, chunks), the namespace's invariants
-//! (O10), and after healing convergence to full redundancy with new operations served (O7). Not checked:
-//! permanent loss of machines; names shared by two writers; times.
+//! Checked: O2 and O3 (blocks and names), O4, O5, O12, O13 (log, votes, chunks), the namespace's invariants
+//! (O10), and after healing O7: a leader, every client served, convergence to full redundancy, while a new mount
+//! reads everything; then all clients work again, everything converges again and is read again. Not checked: names
+//! shared by two writers; times.
 
-use crate::cluster::full::{Cluster, Hands, connect, mount};
+use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
-use crate::oracles::ledger::{BLOCK, Floors, Ledger};
-use crate::oracles::persist::{Accepted, Persist};
+use crate::oracles::ledger::{BLOCK, Exists, Floors, Ledger, Look};
+use crate::oracles::liveness::{CLIENTS, LEADER, Liveness, within};
+use crate::oracles::log::Log;
 use crate::oracles::persist_chunks::PersistChunks;
-use crate::oracles::raft::Raft;
 use crate::rng::Rng;
-use crate::world::damage::{damage, victims};
+use crate::world::damage::{DamageKind, damage};
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, Options, Role, World};
 use crate::{stats, trace};
@@ -25,7 +26,7 @@ use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use mooseng::limits::CELL_BYTES;
 use mooseng::namespace;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ impl Sizes {
 
 /// Open files of one client.
 const OPEN_MAX: usize = 4;
+/// Operations that no cache can answer.
+const MASTERS_ANSWER: [&str; 3] = ["create", "reopen", "unlink"];
 /// Open flags.
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
@@ -120,72 +123,87 @@ pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &
     let world = World::new(options);
     let cluster = Cluster::default();
     more(&world, &cluster);
-    let lost = Arc::new(AtomicUsize::new(0));
-    let (raft, accepted) = watch(&world, &cluster, &lost);
+    let log = Log::watch(&world, &cluster);
+    cluster.add(&world);
+    world.frames.watch(PersistChunks::new(&world));
     cluster.form(&world).await;
-    let (ledger, calm) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
-    add_clients(&world, &ledger, &calm);
+    let program = Program::default();
+    add_clients(&world, &program);
+    let clients = world.names(Role::Client);
     tokio::spawn(world.clone().supervise());
     let time = Duration::from_millis(world.options.chaos_ms);
-    let operator = Hands {
-        cluster: cluster.clone(),
-        world: world.clone(),
-        lost: Box::new(move |_| _ = lost.fetch_add(1, Ordering::Relaxed)),
-        replaced: Box::new(move |name| {
-            raft.forget(name);
-            accepted.forget(name);
-        }),
-    };
-    tokio::spawn(damage(world.clone(), Arc::new(operator), time));
+    tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
     world.heal().await;
-    serves_again().await;
-    calm.store(true, Ordering::Relaxed);
-    audit(&world, &cluster, &ledger).await;
-    cluster.empties(&world).await;
+    let healed = trace::now_ns();
+    let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
+    within("ms until a leader serves", LEADER, healed, leads).await;
+    let bound = CLIENTS + until_enough_servers(&world);
+    program.liveness.all_served_within(bound, &clients, healed).await;
+    program.calm.store(true, Ordering::Relaxed);
+    tokio::join!(audit(&world, &cluster, &program.ledger, 100), recovers(&world, &cluster, healed));
+    again(&world, &program, &clients).await;
     for name in world.names(Role::Client) {
         world.kill(&name);
     }
     cluster.converge(&world).await;
     check(&world, &cluster);
     chunks::check(&world, &cluster).await;
+    audit(&world, &cluster, &program.ledger, 101).await;
     world.count_disk_faults();
 }
 
-/// The oracles that watch; `lost` counts masters that lost their disk.
-fn watch(world: &Arc<World>, cluster: &Cluster, lost: &Arc<AtomicUsize>) -> (Raft, Accepted) {
-    let (watching, lost) = (cluster.clone(), lost.clone());
-    // What a master that lost its disk had promised is promised by the others alone.
-    let majority = move |leader: &str, index: u64| {
-        watching.majority_at(leader, index).saturating_sub(lost.load(Ordering::Relaxed)).max(1)
-    };
-    let persist = Persist::new(world, majority);
-    let accepted = persist.accepted();
-    world.frames.watch(persist);
-    let raft = Raft::new(world);
-    world.frames.watch(raft.clone());
-    cluster.appliers.add(Arc::new(raft.clone()));
-    cluster.add(world);
-    world.frames.watch(PersistChunks::new(world).sparing(victims(world)));
-    (raft, accepted)
+/// What a machine that lost its disk held is nobody's until its former self counts as dead; only then may it take
+/// new chunks, under a number of its own. When others are drained there may be too few servers until then.
+fn until_enough_servers(world: &World) -> Duration {
+    let replaced = [DamageKind::LoseDisk, DamageKind::OldDisk];
+    let struck = replaced.iter().any(|kind| stats::get(kind.counter()) > 0);
+    if struck { world.limits().server_dead } else { Duration::ZERO }
 }
 
-fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
+/// Everything is whole; what is drained is emptied before that, within a bound of its own.
+async fn recovers(world: &World, cluster: &Cluster, healed: u64) {
+    let since = cluster.empties(world).await.unwrap_or(healed);
+    cluster.converge_since(world, since).await;
+}
+
+/// All clients work on for a while.
+async fn again(world: &World, program: &Program, clients: &[String]) {
+    let began = trace::now_ns();
+    program.calm.store(false, Ordering::Relaxed);
+    let ms = world.rng("works on").range(200, 1_000);
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    program.liveness.all_served(clients, began).await;
+    program.calm.store(true, Ordering::Relaxed);
+}
+
+/// What the clients have in common.
+#[derive(Clone, Default)]
+struct Program {
+    ledger: Ledger,
+    liveness: Liveness,
+    /// They rest.
+    calm: Arc<AtomicBool>,
+}
+
+fn add_clients(world: &Arc<World>, program: &Program) {
     for number in 1..=world.options.clients {
-        let (ledger, calm, seed) = (ledger.clone(), calm.clone(), world.options.seed);
+        let (program, seed) = (program.clone(), world.options.seed);
         let sizes = Sizes::of(&world.options);
         mount(world, number, move |context, config| {
-            let (ledger, calm) = (ledger.clone(), calm.clone());
+            let program = program.clone();
             Box::pin(async move {
-                ledger.died(&format!("{}-", context.name));
+                program.ledger.died(&format!("{}-", context.name));
                 let client = connect(&context, &config).await;
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
                 let (open, held, files, failures) = (vec![], vec![], 0, 0);
+                let Program { ledger, liveness, calm } = program;
                 let worker = Worker {
                     context,
                     client,
                     ledger,
+                    liveness,
                     calm,
                     rng,
                     sizes,
@@ -200,18 +218,6 @@ fn add_clients(world: &Arc<World>, ledger: &Ledger, calm: &Arc<AtomicBool>) {
     }
 }
 
-/// O7: fsyncs are acknowledged again soon after healing.
-async fn serves_again() {
-    let before = stats::get(stats::FSYNCS);
-    for _ in 0..600 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if stats::get(stats::FSYNCS) > before + 3 {
-            return;
-        }
-    }
-    stuck("O7", "no fsync acknowledged within 60 s of healing");
-}
-
 /// O10 on every master.
 fn check(world: &World, cluster: &Cluster) {
     for name in world.names(Role::Master) {
@@ -222,13 +228,13 @@ fn check(world: &World, cluster: &Cluster) {
     }
 }
 
-/// A new mount, without caches, reads everything that was ever promised.
-pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger) {
+/// A new mount of this number, without caches, reads everything that was ever promised.
+pub(super) async fn audit(world: &Arc<World>, cluster: &Cluster, ledger: &Ledger, number: u32) {
     let done = Arc::new(Mutex::new(false));
     let (ledger, finished) = (ledger.clone(), done.clone());
     let (own, cluster) = (Arc::downgrade(world), cluster.clone());
     let blocks_max = Sizes::of(&world.options).file;
-    mount(world, 100, move |context, config| {
+    mount(world, number, move |context, config| {
         let (ledger, finished) = (ledger.clone(), finished.clone());
         let (own, cluster) = (own.clone(), cluster.clone());
         Box::pin(async move {
@@ -265,7 +271,10 @@ async fn audit_file(
     let (floors, before) = (ledger.floors(name), ledger.existence(name));
     let found = client.lookup(ROOT, name.as_bytes()).await;
     match found {
-        Ok(_) => ledger.check_name("audit", name, before, true),
+        Ok(_) => {
+            ledger.check_name("audit", name, before, true);
+            ledger.found(name);
+        }
         Err(Errno::ENOENT) => {
             ledger.check_name("audit", name, before, false);
             return Ok(());
@@ -273,14 +282,17 @@ async fn audit_file(
         Err(errno) => violation("O7", format!("audit: lookup of {name}: {errno:?}")),
     }
     let attr = found?;
-    let mut bytes = read_whole(client, InodeId(attr.inode), blocks_max).await?;
+    // More than there can be: whatever lies behind the last block that was written shows.
+    let asked = blocks_max + 16;
+    let bytes = read_whole(client, InodeId(attr.inode), asked).await?;
     stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
     if (bytes.len() as u64) < attr.size {
         violation("O2", format!("audit: {name} of {} bytes ends at {}", attr.size, bytes.len()));
     }
-    // Nothing lies beyond the end: as zeros, which no floor accepts.
-    bytes.resize(bytes.len().max(blocks_max * BLOCK), 0);
-    ledger.check("audit", name, 0, &bytes, &floors, false);
+    let look = Look { first: 0, asked, bytes: &bytes, floors: &floors, own: false };
+    if ledger.check("audit", name, &look).ends_in_hole() {
+        violation("O2", format!("audit: {name} of {} bytes ends in a hole", bytes.len()));
+    }
     Ok(())
 }
 
@@ -305,6 +317,7 @@ struct Open {
 struct Held {
     name: String,
     handle: Handle,
+    /// And what was read since.
     floors: Floors,
 }
 
@@ -313,6 +326,7 @@ struct Worker {
     context: NodeContext,
     client: Arc<Client>,
     ledger: Ledger,
+    liveness: Liveness,
     calm: Arc<AtomicBool>,
     rng: Rng,
     sizes: Sizes,
@@ -330,7 +344,7 @@ impl Worker {
             tokio::time::sleep(Duration::from_millis(self.rng.range(1, 40))).await;
             if self.calm.load(Ordering::Relaxed) {
                 // What is written now would change under the audit's eyes.
-                return std::future::pending().await;
+                continue;
             }
             if self.context.skips() {
                 continue;
@@ -339,7 +353,12 @@ impl Worker {
             let (what, outcome) = self.step().await;
             self.context.did(since, what, &format!("{outcome:?}"));
             match outcome {
-                Ok(()) => stats::count(stats::OPERATIONS),
+                Ok(()) => {
+                    stats::count(stats::OPERATIONS);
+                    if MASTERS_ANSWER.contains(&what) {
+                        self.liveness.served(&self.context.name, since);
+                    }
+                }
                 Err(errno) => {
                     stats::count("operations failed");
                     self.context.say(&format!("{what} fails: {errno:?}"));
@@ -425,8 +444,14 @@ impl Worker {
         };
         stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
         self.notice_failures();
-        self.ledger.check(&self.context.name, &name, first, &bytes, &floors, true);
+        let look = Look { first, asked: count, bytes: &bytes, floors: &floors, own: true };
+        self.ledger.check(&self.context.name, &name, &look);
         Ok(())
+    }
+
+    /// Whether this process wrote the file.
+    fn owns(&self, name: &str) -> bool {
+        name.starts_with(&format!("{}-{}-", self.context.name, self.context.incarnation))
     }
 
     /// What the session's end took is lost before the next fsync says so.
@@ -440,21 +465,32 @@ impl Worker {
     async fn read_other(&mut self) -> Result<(), Errno> {
         let names = self.ledger.names();
         let name = self.rng.pick(&names).clone();
-        if self.sizes.drops_caches && self.rng.chance(1, 2) {
+        let fresh = self.sizes.drops_caches && self.rng.chance(1, 2);
+        if fresh {
             self.client.drop_caches();
         }
-        let floors = self.ledger.floors(&name);
-        let existed = self.ledger.exists(&name);
+        let (floors, before) = (self.ledger.floors(&name), self.ledger.existence(&name));
+        let existed = before == Exists::Yes;
         let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
             Ok(attr) => attr,
-            // Entries may be cached for their time to live.
-            Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::ENOENT) => {
+                // Entries may be cached for their time to live.
+                if fresh {
+                    self.ledger.check_name(&self.context.name, &name, before, false);
+                }
+                return Ok(());
+            }
             Err(errno) => return Err(errno),
         };
-        match read_whole(&self.client, InodeId(attr.inode), self.sizes.file).await {
+        self.ledger.found(&name);
+        let asked = self.sizes.file;
+        match read_whole(&self.client, InodeId(attr.inode), asked).await {
             Ok(bytes) => {
                 stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
-                self.ledger.check(&self.context.name, &name, 0, &bytes, &floors, false);
+                self.notice_failures();
+                let own = self.owns(&name);
+                let look = Look { first: 0, asked, bytes: &bytes, floors: &floors, own };
+                self.ledger.check(&self.context.name, &name, &look);
                 Ok(())
             }
             Err(Errno::ESTALE | Errno::ENOENT) if !(existed && self.ledger.exists(&name)) => Ok(()),
@@ -474,6 +510,7 @@ impl Worker {
             Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno),
         };
+        self.ledger.found(&name);
         let handle = match self.client.open(InodeId(attr.inode), READ_ONLY).await {
             Ok(handle) => handle,
             Err(Errno::ESTALE | Errno::ENOENT) => return Ok(()),
@@ -489,21 +526,23 @@ impl Worker {
             return Ok(());
         }
         let at = self.rng.index(self.held.len());
-        let held = &self.held[at];
+        let handle = self.held[at].handle;
         let first = self.rng.index(self.sizes.file);
         let count = self.rng.range(1, (self.sizes.file - first) as u64 + 1) as usize;
-        match self.client.read(held.handle, (first * BLOCK) as u64, count * BLOCK).await {
+        match self.client.read(handle, (first * BLOCK) as u64, count * BLOCK).await {
             Ok(pieces) => {
                 let bytes = pieces.concat();
                 stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
-                self.ledger.check(
-                    &self.context.name,
-                    &held.name,
-                    first,
-                    &bytes,
-                    &held.floors,
-                    false,
-                );
+                self.notice_failures();
+                let own = self.owns(&self.held[at].name);
+                let held = &mut self.held[at];
+                let floors = &held.floors;
+                let look = Look { first, asked: count, bytes: &bytes, floors, own };
+                let seen = self.ledger.check(&self.context.name, &held.name, &look);
+                // What it saw of its own may be lost.
+                if !own {
+                    held.floors.raise(&seen);
+                }
                 Ok(())
             }
             Err(errno) => {
@@ -516,7 +555,11 @@ impl Worker {
 
     async fn reopen(&mut self) -> Result<(), Errno> {
         let (name, inode, handle) = self.pick();
+        let position = self.ledger.position(&name);
         let flushed = self.client.flush(handle).await;
+        if flushed.is_ok() {
+            self.ledger.synced(&name, position);
+        }
         self.client.release(handle).await;
         self.heed(&name, flushed)?;
         match self.client.open(inode, READ_WRITE).await {

@@ -49,7 +49,7 @@ async fn run(seed: u64) {
     let drawn = Options { masters: 3, chunkservers: 1, parity: 0, ..Options::draw(seed) };
     let world = World::new(drawn.calm());
     let cluster = Cluster::default();
-    let oracle = Namespace::watch(&world, &cluster);
+    let (oracle, _) = Namespace::watch(&world, &cluster);
     cluster.add(&world);
     cluster.form(&world).await;
     let calm = Arc::new(AtomicBool::new(false));

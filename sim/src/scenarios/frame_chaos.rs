@@ -53,7 +53,7 @@ async fn run(seed: u64) {
 }
 
 /// Each kind is off in a third of the runs, so that the others get deep.
-fn often(rng: &mut Rng, usual: &NetOptions) -> NetOptions {
+pub(super) fn often(rng: &mut Rng, usual: &NetOptions) -> NetOptions {
     let mut ratio = |most: u64| match rng.chance(2, 3) {
         true => Ratio::one_in(rng.range(most, most * 10) as u32),
         false => Ratio::NEVER,

@@ -42,6 +42,7 @@ pub const ALL: &[Scenario] = &[
     cluster_chaos::SCENARIO,
     failover::SCENARIO,
     namespace_chaos::SCENARIO,
+    namespace_chaos::MEMBERS,
     damage_chaos::SCENARIO,
     frame_chaos::SCENARIO,
     members_chaos::SCENARIO,

@@ -2,8 +2,12 @@
 //! masters and clients crash, lose power (all at once too) and the network splits and loses frames.
 //!
 //! Checked: O1 (every answer that reaches a client is the model's, in an order that real time allows), O4,
-//! O12, O13 (log, votes), O10, and after healing O7. Not checked: file data.
+//! O5, O12, O13 (log, votes), O10, and after healing O7. Not checked: file data.
+//!
+//! [`MEMBERS`] is the same with nothing but masters that join, lose their disk or their log or meet an error of it,
+//! while single frames are lost, doubled and late, often.
 
+use super::frame_chaos::often;
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::violation;
 use crate::harness::Scenario;
@@ -12,6 +16,7 @@ use crate::oracles::namespace::Namespace;
 use crate::rng::Rng;
 use crate::stats;
 use crate::trace;
+use crate::world::damage::{DamageKind, DamageOptions, damage};
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, Options, Role, World};
 use mooseng::client::{Client, Handle, NewFile, NewNode, SetAttr, SetTime};
@@ -52,6 +57,35 @@ pub const SCENARIO: Scenario = Scenario {
     ],
     run: |seed| Box::pin(run(seed)),
 };
+
+pub const MEMBERS: Scenario = Scenario {
+    name: "namespace_members",
+    about: "clients race in one small namespace while masters come and go and frames are lost",
+    seeds: 16,
+    must_count: &[
+        stats::OPERATIONS,
+        "states compared",
+        "O1 changes checked",
+        "O1 reads checked",
+        "O1 repeated operations",
+        "O5 entries applied",
+        "O13 commits checked",
+        "damage: master added",
+        "damage: master wiped",
+        "damage: master lost its log",
+        "damage: a master's disk fails",
+        "fault: request lost",
+        "fault: reply lost",
+        "fault: frame doubled",
+        "fault: frame delayed",
+    ],
+    run: |seed| Box::pin(members(seed)),
+    ..SCENARIO
+};
+
+/// What strikes in [`MEMBERS`].
+const KINDS: [DamageKind; 4] =
+    [DamageKind::AddMaster, DamageKind::LoseMaster, DamageKind::BareMaster, DamageKind::MasterEio];
 
 /// Names.
 const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
@@ -97,12 +131,29 @@ impl Known {
 }
 
 async fn run(seed: u64) {
-    let drawn = Options::draw(seed);
+    work(Options::draw(seed)).await;
+}
+
+async fn members(seed: u64) {
+    let mut drawn = Options::draw(seed);
+    drawn.faults.kinds.clear();
+    let mut rng = Rng::new(seed).fork("namespace members");
+    let net = often(&mut rng, &drawn.net);
+    // Each kind is off in a third of the runs.
+    let mut kinds = KINDS.to_vec();
+    kinds.retain(|_| rng.chance(2, 3));
+    let damage = DamageOptions { pause_ms: rng.range(300, 1_500), kinds, victims: 0 };
+    let masters = drawn.masters.max(3);
+    work(Options { masters, net, damage, tiny: true, ..drawn }).await;
+}
+
+async fn work(drawn: Options) {
+    let seed = drawn.seed;
     let chunkservers = 1 + (seed % 2) as u32;
     let clients = 1 + drawn.clients % 3;
     let world = World::new(Options { parity: 0, chunkservers, clients, ..drawn });
     let cluster = Cluster::default();
-    let oracle = Namespace::watch(&world, &cluster);
+    let (oracle, log) = Namespace::watch(&world, &cluster);
     cluster.add(&world);
     cluster.form(&world).await;
     let (known, calm) = (Known::default(), Arc::new(AtomicBool::new(false)));
@@ -112,6 +163,7 @@ async fn run(seed: u64) {
     }
     tokio::spawn(world.clone().supervise());
     let time = Duration::from_millis(world.options.chaos_ms);
+    tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
     world.heal().await;
     let healed = trace::now_ns();
@@ -119,7 +171,7 @@ async fn run(seed: u64) {
     within("ms until a leader serves", LEADER, healed, leads).await;
     liveness.all_served(&world.names(Role::Client), healed).await;
     calm.store(true, Ordering::Relaxed);
-    cluster.converge(&world).await;
+    cluster.converge_since(&world, healed).await;
     for name in world.names(Role::Client) {
         world.kill(&name);
     }

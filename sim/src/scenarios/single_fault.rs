@@ -4,7 +4,8 @@
 //! case.
 //!
 //! Checked: no other machine is affected. The damaged one may refuse to start; every file can be read, with
-//! the bytes that were synced, new ones can be written, and if the machine runs every chunk is whole again (O6).
+//! the bytes that were synced, new ones can be written, and if the machine runs every chunk is whole again (O6);
+//! the log's oracles (O5, O13) hold, and the damaged machine is not judged by what rot or a stray write took.
 //! Not checked: several faults at once (`damage_chaos`).
 
 use super::cluster_chaos::audit;
@@ -14,7 +15,8 @@ use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
 use crate::oracles::ledger::Ledger;
-use crate::oracles::raft::Raft;
+use crate::oracles::log::Log;
+use crate::oracles::persist_chunks::PersistChunks;
 use crate::stats;
 use crate::trace;
 use crate::world::{Options, Power, World};
@@ -44,6 +46,8 @@ pub const SCENARIO: Scenario = Scenario {
         "damaged at rest",
         "failed while running",
         "blocks checked",
+        "O13 commits checked",
+        "O13 chunk syncs checked",
         "machines that refuse to start",
     ],
     run: |seed| Box::pin(run(seed)),
@@ -88,9 +92,8 @@ async fn run(seed: u64) {
     let drawn = Options { masters, chunkservers, parity: 1, tiny, ..Options::draw(seed) };
     let world = World::new(drawn.calm());
     let cluster = Cluster::default();
-    let raft = Raft::new(&world);
-    world.frames.watch(raft.clone());
-    cluster.appliers.add(Arc::new(raft));
+    Log::watch(&world, &cluster);
+    world.frames.watch(PersistChunks::new(&world));
     cluster.add(&world);
     cluster.form(&world).await;
     tokio::spawn(world.clone().supervise());
@@ -102,7 +105,7 @@ async fn run(seed: u64) {
     progress(&written, written.load(Ordering::Relaxed) + 6).await;
     world.heal().await;
     world.kill("c1");
-    audit(&world, &cluster, &ledger).await;
+    audit(&world, &cluster, &ledger, 100).await;
     // One that does not start is the operator's to replace.
     tokio::time::sleep(Duration::from_secs(2)).await;
     if world.power(case.machine) == Power::Up {

@@ -14,8 +14,7 @@ mod replay;
 
 use super::Applies;
 use super::linear::{self, Call, Effect, Fate, History};
-use super::persist::Persist;
-use super::raft::Raft;
+use super::log::Log;
 use crate::cluster::full::Cluster;
 use crate::failure::violation;
 use crate::stats;
@@ -67,15 +66,11 @@ pub struct Namespace(Arc<Mutex<State>>);
 impl Namespace {
     /// Watches a world's clients and the masters of `cluster`, together with the oracles of the log that it
     /// relies on (O5, O13). Before the cluster is added to the world.
-    pub fn watch(world: &Arc<World>, cluster: &Cluster) -> Namespace {
-        let (oracle, watching) = (Namespace::default(), cluster.clone());
-        world.frames.watch(Persist::new(world, move |leader, _| watching.majority(leader)));
+    pub fn watch(world: &Arc<World>, cluster: &Cluster) -> (Namespace, Log) {
+        let (oracle, log) = (Namespace::default(), Log::watch(world, cluster));
         world.frames.watch(oracle.clone());
-        let raft = Raft::new(world);
-        world.frames.watch(raft.clone());
-        cluster.appliers.add(Arc::new(raft));
         cluster.appliers.add(Arc::new(oracle.clone()));
-        oracle
+        (oracle, log)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
