@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Free segments kept; more are removed.
 const FREE_MAX: usize = 2;
+/// So often no other spare is asked for after one that failed.
+const SPARE_WAIT: u32 = 16;
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// A segment file.
@@ -63,6 +65,8 @@ pub struct Segments {
     generation_seen: u64,
     preparing: bool,
     space_is_low: bool,
+    /// So often no spare is wanted, after one that failed.
+    wait: u32,
 }
 
 impl Segments {
@@ -102,6 +106,7 @@ impl Segments {
             retired: Vec::new(),
             preparing: false,
             space_is_low: false,
+            wait: 0,
         })
     }
 
@@ -205,6 +210,10 @@ impl Segments {
         if !self.free.is_empty() || !self.retired.is_empty() || self.preparing {
             return None;
         }
+        if self.wait > 0 {
+            self.wait -= 1;
+            return None;
+        }
         self.preparing = true;
         self.next_slot += 1;
         Some(SpareJob {
@@ -222,11 +231,14 @@ impl Segments {
                 self.space_is_low = false;
                 self.free.push(spare.0);
             }
-            Err(_) => self.space_is_low = true,
+            Err(WalError::Io { full: true, .. }) => self.space_is_low = true,
+            // Not for want of room: nobody is to be refused for it. Who needs the segment and can not make it
+            // either, ends the log.
+            Err(_) => self.wait = SPARE_WAIT,
         }
     }
 
-    /// The last spare could not be made.
+    /// The last spare could not be made for want of room.
     pub fn space_is_low(&self) -> bool {
         self.space_is_low
     }

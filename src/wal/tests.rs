@@ -422,6 +422,19 @@ fn a_full_disk_is_seen_before_it_hurts() {
 }
 
 #[test]
+fn a_spare_that_fails_is_not_a_full_disk() {
+    let _alone = alone();
+    let disk = TestDisk::default();
+    let mut wal = open(&disk).expect("opens");
+    let job = wal.spare_wanted().expect("wants a spare");
+    disk.die_after(0);
+    wal.add_spare(job.run());
+    assert!(!wal.space_is_low());
+    assert!(wal.spare_wanted().is_none(), "not again at once");
+    assert!((0..100).any(|_| wal.spare_wanted().is_some()), "but later");
+}
+
+#[test]
 fn unreadable_entries_are_errors() {
     let _alone = alone();
     let disk = TestDisk::default();
