@@ -1,6 +1,6 @@
 //! What can go wrong with a simulated disk, and what did.
 
-use super::{State, gone};
+use super::{SECTOR, State, gone};
 use crate::plan::{self, FaultClass};
 use crate::rng::Ratio;
 use std::io;
@@ -36,6 +36,19 @@ pub struct Faults {
     pub next_misdirect: u32,
     /// Reads that give what is elsewhere in the file, and report success.
     pub next_misread: u32,
+    /// Where set, the coming reads, writes and syncs that `next_*` speaks of are those of paths with this in them;
+    /// where it ends in `/`, syncs of directories whose path (with a `/` behind it) begins so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+}
+
+/// What a call is about.
+#[derive(Clone, Copy)]
+pub(super) enum Of<'a> {
+    /// A file, by its number.
+    File(u64),
+    /// A directory.
+    Dir(&'a str),
 }
 
 /// What was done and injected.
@@ -150,7 +163,18 @@ impl State {
         if self.faults.full { 0 } else { free }
     }
 
-    pub(super) fn strikes(&mut self, fault: Fault) -> bool {
+    /// Whether `next_*` mean a call about this.
+    fn aimed(&self, of: Of<'_>) -> bool {
+        let Some(only) = &self.faults.only else { return true };
+        match of {
+            Of::Dir(dir) => only.ends_with('/') && format!("{dir}/").starts_with(only.as_str()),
+            Of::File(_) if only.ends_with('/') => false,
+            Of::File(number) => self.names.path_of(number).is_some_and(|path| path.contains(only)),
+        }
+    }
+
+    pub(super) fn strikes(&mut self, fault: Fault, of: Of<'_>) -> bool {
+        let aimed = self.aimed(of);
         let faults = &mut self.faults;
         let (next, ratio, count) = match fault {
             Fault::Read => {
@@ -167,20 +191,28 @@ impl State {
             }
         };
         // What was told to happen for certain was asked about by whom told it.
-        let hit = *next > 0 || (self.rng.hit(ratio) && plan::strikes(fault.class()));
-        *next = next.saturating_sub(1);
+        let told = aimed && *next > 0;
+        let hit = told || (self.rng.hit(ratio) && plan::strikes(fault.class()));
+        *next -= u32::from(told);
         *count += u64::from(hit);
         hit
     }
 
     /// Where in a file of `length` bytes a read of `len` bytes at `from` really reads.
-    pub(super) fn read_from(&mut self, from: usize, len: usize, length: usize) -> usize {
-        if self.faults.next_misread == 0 || len == 0 {
+    pub(super) fn read_from(
+        &mut self,
+        of: Of<'_>,
+        from: usize,
+        len: usize,
+        length: usize,
+    ) -> usize {
+        let room = len > 0 && elsewhere(from, len, length, 0) != from;
+        if self.faults.next_misread == 0 || !room || !self.aimed(of) {
             return from;
         }
         self.faults.next_misread -= 1;
         self.counters.misread += 1;
-        self.rng.index(length - len + 1) / super::SECTOR * super::SECTOR
+        elsewhere(from, len, length, self.rng.index(length))
     }
 
     pub(super) fn report(&mut self, event: &Event<'_>) {
@@ -188,6 +220,15 @@ impl State {
             observer(event);
         }
     }
+}
+
+/// Another place at the beginning of a sector for `len` of `length` bytes, which were meant for `at`; `at` if there is
+/// none.
+pub(super) fn elsewhere(at: usize, len: usize, length: usize, draw: usize) -> usize {
+    let sectors = length.saturating_sub(len) / SECTOR + 1;
+    let sector = draw % sectors;
+    let other = if sector * SECTOR == at { (sector + 1) % sectors } else { sector };
+    if len < length { other * SECTOR } else { at }
 }
 
 #[derive(Clone, Copy)]

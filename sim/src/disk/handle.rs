@@ -1,6 +1,6 @@
 //! The disk and its files as one process sees them.
 
-use super::faults::Fault;
+use super::faults::{Fault, Of, elsewhere};
 use super::names::{Node, parent};
 use super::{Event, File, SimDisk, State, gone, no_such_file};
 use bytes::Bytes;
@@ -169,7 +169,7 @@ impl Disk for Handle {
         self.change("sync_dir", dir, |state| {
             check_dir(state, dir)?;
             state.spend(100, 300);
-            if state.strikes(Fault::Sync) {
+            if state.strikes(Fault::Sync, Of::Dir(dir)) {
                 return Err(os(EIO));
             }
             state.names.sync(dir);
@@ -277,24 +277,42 @@ impl OpenFile {
             state.content(self.number).write(offset, &bytes[..part]);
             return Err(os(ENOSPC));
         }
-        if state.strikes(Fault::Write) {
+        if state.strikes(Fault::Write, Of::File(self.number)) {
             let part = state.rng.index(bytes.len() + 1);
             state.content(self.number).write(offset, &bytes[..part]);
             return Err(os(EIO));
         }
         state.counters.writes += 1;
         state.counters.bytes_written += len;
-        let elsewhere = state.strikes(Fault::Misdirect).then(|| state.rng.u64());
-        let content = state.content(self.number);
-        let Some(draw) = elsewhere else {
-            content.write(offset, bytes);
+        let length = state.content(self.number).len().max(offset + len);
+        let goes = |draw| elsewhere(offset as usize, bytes.len(), length as usize, draw) as u64;
+        // What fills the whole file can go nowhere else.
+        if goes(0) == offset || !state.strikes(Fault::Misdirect, Of::File(self.number)) {
+            state.content(self.number).write(offset, bytes);
             return Ok(());
-        };
-        let length = content.len().max(offset + len);
+        }
+        let to = goes(state.rng.index(length as usize));
+        let content = state.content(self.number);
         content.set_len(length);
-        let sector = super::SECTOR as u64;
-        content.write(draw % (length - len + 1) / sector * sector, bytes);
+        content.write(to, bytes);
         Ok(())
+    }
+
+    /// What a read gives; one of a page in memory does not reach the disk, and can not fail there.
+    fn read(&self, offset: u64, len: usize, resident: bool) -> io::Result<Bytes> {
+        let mut state = self.admitted()?;
+        let of = Of::File(self.number);
+        state.counters.reads += 1;
+        let cold = state.rng.chance(1, 16);
+        state.spend(0, if cold { 200 } else { 0 });
+        if !resident && state.strikes(Fault::Read, of) {
+            return Err(os(EIO));
+        }
+        let length = state.content(self.number).written().len();
+        let from = length.min(usize::try_from(offset).unwrap_or(usize::MAX));
+        let len = length.min(from.saturating_add(len)) - from;
+        let from = state.read_from(of, from, len, length);
+        Ok(Bytes::copy_from_slice(&state.content(self.number).written()[from..from + len]))
     }
 }
 
@@ -336,7 +354,7 @@ impl DiskFile for OpenFile {
         let mut state = self.admitted()?;
         state.admit_change(self.incarnation)?;
         state.spend(100, 300);
-        let ok = !state.strikes(Fault::Sync);
+        let ok = !state.strikes(Fault::Sync, Of::File(self.number));
         let State { rng, files, counters, .. } = &mut *state;
         if let Some(file) = files.get_mut(&self.number) {
             if ok { file.content.sync() } else { file.content.fail_sync(rng) }
@@ -377,22 +395,11 @@ impl DiskFile for OpenFile {
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let mut state = self.admitted()?;
-        state.counters.reads += 1;
-        let cold = state.rng.chance(1, 16);
-        state.spend(0, if cold { 200 } else { 0 });
-        if state.strikes(Fault::Read) {
-            return Err(os(EIO));
-        }
-        let length = state.content(self.number).written().len();
-        let from = length.min(usize::try_from(offset).unwrap_or(usize::MAX));
-        let len = length.min(from.saturating_add(len)) - from;
-        let from = state.read_from(from, len, length);
-        Ok(Bytes::copy_from_slice(&state.content(self.number).written()[from..from + len]))
+        self.read(offset, len, false)
     }
 
     fn read_resident(&self, offset: u64, len: usize) -> Option<Bytes> {
         let resident = self.admitted().ok()?.rng.chance(3, 4);
-        if resident { self.map(offset, len).ok() } else { None }
+        if resident { self.read(offset, len, true).ok() } else { None }
     }
 }

@@ -149,6 +149,12 @@ impl Names {
         self.written.values().copied().filter_map(file).collect()
     }
 
+    /// A written path of this file.
+    pub fn path_of(&self, number: u64) -> Option<&str> {
+        let named = self.written.iter().find(|(_, node)| **node == Node::File(number));
+        named.map(|(path, _)| path.as_str())
+    }
+
     /// Written paths of files, sorted.
     pub fn paths(&self) -> Vec<String> {
         let files = self.written.iter().filter(|(_, node)| **node != Node::Dir);
