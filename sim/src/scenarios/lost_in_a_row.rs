@@ -35,8 +35,8 @@ async fn run(seed: u64) {
     let only = vec!["Heartbeat".to_owned()];
     let net = NetOptions { lose, lost_in_a_row, only, ..drawn.net.clone() };
     let (masters, chunkservers) = (drawn.masters.max(3), drawn.chunkservers.max(drawn.parity + 2));
-    // Several times as long as it takes to count as dead.
-    let chaos_ms = rng.range(15_000, 25_000);
+    // Half as long again as it takes to count as dead, or twice.
+    let chaos_ms = rng.range(9_000, 13_000);
     let options = Options { masters, chunkservers, net, chaos_ms, tiny: true, ..drawn };
     cluster_chaos::work_with(options, |world, cluster| {
         cluster.appliers.add(Arc::new(AllSpeak(world.frames.clone())));
