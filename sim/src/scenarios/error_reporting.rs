@@ -1,12 +1,14 @@
 //! A mount writes through several descriptions of one file and then loses what it needs to write back: its
 //! session (it is frozen for longer than that lives) or all chunkservers, for longer than an operation may
-//! take; or, in the scenario `fsync_errors`, every disk fails the fsync.
+//! take; or, in the scenario `fsync_errors`, every disk fails the fsync, or one does.
 //!
 //! Checked: O11; an fsync without chunkservers, or whose every fdatasync failed, does not succeed; a disk that
 //! failed one sees no other until its server starts again; what an fsync vouches for, another mount reads, also
-//! after later failures. Not checked: failures of single chunkservers, which nobody needs to be told of.
+//! after later failures, and without the disk that failed where that was one. Not checked: whether a failure of one
+//! chunkserver is told: nobody needs to be told of it, but whoever is, is told once.
 
 use crate::cluster::full::{Cluster, connect, mount};
+use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::reporting::Description;
@@ -38,13 +40,14 @@ pub const SCENARIO: Scenario = Scenario {
 
 pub const FSYNC_ERRORS: Scenario = Scenario {
     name: "fsync_errors",
-    about: "every disk fails an fsync: told once, the disk stays out of use, nothing acknowledged is lost",
+    about: "every disk fails an fsync, or one: told once, the disk stays out of use, nothing acknowledged is lost",
     seeds: 4,
     limit: Duration::from_secs(4000),
     must_count: &[
         "O11 calls checked",
         "O11 failures told",
         "fsyncs that failed on every disk",
+        "fsyncs that failed on one disk",
         "fault: EIO on fsync",
     ],
     run: |seed| Box::pin(run(seed, Loses::Disks)),
@@ -98,8 +101,9 @@ async fn run(seed: u64, loses: Loses) {
             let client = connect(&context, &config).await;
             let rng = Rng::new(seed).fork("files");
             let (world, vouched) = (context.world.clone(), Vec::new());
+            let disks = Rng::new(seed).fork("disks that fail");
             let mut writer =
-                Writer { context, config, client, rng, world, wish: asks, loses, vouched };
+                Writer { context, config, client, rng, disks, world, wish: asks, loses, vouched };
             for number in 0..loses.files() {
                 writer.file(number).await;
             }
@@ -132,6 +136,8 @@ struct Writer {
     config: ClientConfig,
     client: Arc<Client>,
     rng: Rng,
+    /// Decides which disks fail.
+    disks: Rng,
     world: Weak<World>,
     wish: Arc<AtomicU8>,
     loses: Loses,
@@ -164,6 +170,9 @@ impl Writer {
         let len = self.rng.range(20_000, 60_000) as usize;
         let bytes = vec![number as u8 + 1; len];
         match (self.loses, self.rng.chance(1, 2)) {
+            (Loses::Disks, _) if self.disks.chance(1, 2) => {
+                self.fail_one_disk(&name, &mut open, &bytes).await;
+            }
             (Loses::Disks, _) => self.fail_disks(&mut open, &bytes).await,
             (_, true) if plan::strikes(FaultClass::ClientFrozen) => {
                 self.lose_session(&mut open, &bytes).await;
@@ -282,14 +291,36 @@ impl Writer {
         open[0].told.answered("fsync", outcome, self.failed());
         let mut struck = disks.clone();
         struck.retain(|disk| disk.faults().next_sync_eio == 0);
-        let before: Vec<u64> = struck.iter().map(|disk| disk.counters().syncs).collect();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if struck.iter().map(|disk| disk.counters().syncs).ne(before) {
-            violation("O11", "a disk whose fsync failed is synced again");
-        }
+        stay_out(&struck).await;
         for (name, disk) in servers.iter().zip(&disks) {
             disk.set_faults(|faults| faults.next_sync_eio = 0);
             world.kill(name);
+        }
+        self.recovers(&world, &mut open[0], bytes).await;
+    }
+
+    /// Written; then the next fdatasync of one disk fails, once. Others can hold what it was to hold: an fsync that
+    /// succeeds vouches for bytes that are there without that disk.
+    async fn fail_one_disk(&mut self, name: &str, open: &mut [Open], bytes: &[u8]) {
+        let world = self.world.upgrade().expect("the world outlives its machines");
+        let server = self.disks.pick(&world.names(Role::Chunkserver)).clone();
+        let disk = world.disks(&server)[0].clone();
+        let written = self.client.write(open[0].handle, 0, bytes.to_vec().into()).await;
+        self.must("write", written);
+        disk.set_faults(|faults| faults.next_sync_eio = 1);
+        let outcome = self.client.fsync(open[0].handle, false).await;
+        open[0].told.answered("fsync", outcome, self.failed());
+        if disk.faults().next_sync_eio == 0 {
+            stats::count("fsyncs that failed on one disk");
+            stay_out(&[disk.clone()]).await;
+        } else {
+            stats::count("disks that no fsync asked");
+        }
+        disk.set_faults(|faults| faults.next_sync_eio = 0);
+        world.kill(&server);
+        match outcome {
+            Ok(()) => self.compare(name, bytes).await,
+            Err(_) => stats::count("fsyncs that one disk made fail"),
         }
         self.recovers(&world, &mut open[0], bytes).await;
     }
@@ -304,5 +335,15 @@ impl Writer {
             violation("O3", format!("{name}: an fsync vouched for bytes that are not there"));
         }
         self.must("shutdown", other.shutdown().await);
+    }
+}
+
+/// Disks whose fsync failed are asked for none again.
+async fn stay_out(struck: &[Arc<SimDisk>]) {
+    let syncs = || struck.iter().map(|disk| disk.counters().syncs);
+    let before: Vec<u64> = syncs().collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if syncs().ne(before) {
+        violation("O11", "a disk whose fsync failed is synced again");
     }
 }
