@@ -13,6 +13,11 @@ use std::time::Duration;
 /// Longest wait for a disk to reach the call at which its machine goes down, milliseconds.
 const MID_CALL_MS: u64 = 300;
 
+/// Runs of at least this length have a few pauses of up to a minute, milliseconds.
+const LONG_RUN_MS: u64 = 60_000;
+/// Bounds of a long pause, milliseconds.
+const LONG_PAUSE_MS: std::ops::Range<u64> = 4_000..60_001;
+
 /// How many processes of a role may be away at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -61,11 +66,13 @@ pub async fn chaos(world: Arc<World>, budget: Budget, time: Duration) {
 async fn draw_all(world: &Arc<World>, budget: &Budget, end: u64) {
     let mut rng = world.rng("injector");
     let kinds = world.options.faults.kinds.clone();
+    let mut pauses = world.rng("long pauses");
     loop {
         let pause_ms = rng.range(1, 2 * world.options.faults.pause_ms.max(1));
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         let over = trace::now_ns() >= end || kinds.is_empty();
         let strike = if over { None } else { draw(world, budget, &kinds, &mut rng) };
+        let strike = strike.map(|strike| lengthen(world, strike, &mut pauses));
         plan::record_strike(Planned { pause_ms, strike: strike.clone() });
         if let Some(strike) = strike {
             perform(world, strike);
@@ -145,6 +152,22 @@ fn draw(world: &World, budget: &Budget, kinds: &[FaultKind], rng: &mut Rng) -> O
     Some(without_manners(strike))
 }
 
+/// In a long run one pause in six of a master or a chunkserver is a long one: of a chunkserver mostly longer than it
+/// takes to be declared dead.
+fn lengthen(world: &World, strike: Strike, rng: &mut Rng) -> Strike {
+    match strike {
+        Strike::Pause { node, .. }
+            if world.options.chaos_ms >= LONG_RUN_MS
+                && !world.names(Role::Client).contains(&node)
+                && rng.chance(1, 6) =>
+        {
+            stats::count("fault: long pause");
+            Strike::Pause { node, ms: rng.range(LONG_PAUSE_MS.start, LONG_PAUSE_MS.end) }
+        }
+        other => other,
+    }
+}
+
 /// The strike as it is if its manner is left out.
 fn without_manners(strike: Strike) -> Strike {
     match strike {
@@ -219,8 +242,7 @@ fn perform(world: &Arc<World>, strike: Strike) {
         }
         Strike::Pause { node, ms } => {
             world.pause(&node);
-            let world = world.clone();
-            later(ms, async move { world.resume(&node) });
+            tokio::spawn(resume_later(world.clone(), node, ms));
         }
         Strike::Cut { from, to, both, ms } => {
             match both {
@@ -276,6 +298,18 @@ fn down_inside(
         disk.revive();
         restart_later(&world, node, back_ms);
     });
+}
+
+/// The process goes on after so many milliseconds; counted is whether it was stopped until it counted as dead.
+async fn resume_later(world: Arc<World>, node: String, ms: u64) {
+    let server = world.names(Role::Chunkserver).contains(&node);
+    let (starts, dead) = (world.incarnation(&node), world.limits().server_dead);
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    let slept = world.power(&node) == Power::Paused && world.incarnation(&node) == starts;
+    if server && slept && Duration::from_millis(ms) > dead {
+        stats::count("fault: chunkserver stopped until dead");
+    }
+    world.resume(&node);
 }
 
 /// Does something after so many milliseconds.

@@ -160,6 +160,9 @@ impl FaultKind {
     }
 }
 
+/// Erasure-coded layouts, data and parity shards.
+const LAYOUTS: [(u32, u32); 4] = [(2, 1), (3, 2), (4, 2), (6, 3)];
+
 impl Options {
     /// Draws a run's choices. Each kind of fault is off in a third of the runs (swarm), so that the others
     /// get deep.
@@ -171,7 +174,7 @@ impl Options {
         Options {
             seed,
             masters: *rng.pick(&[1, 3, 3, 3, 5]),
-            chunkservers: rng.range(3, 8) as u32,
+            chunkservers: Options::servers(seed, rng.range(3, 8) as u32),
             clients: rng.range(1, 4) as u32,
             data: 1,
             parity: rng.range(0, 3) as u32,
@@ -186,6 +189,20 @@ impl Options {
             damage: DamageOptions::default(),
             off: BTreeSet::new(),
         }
+    }
+
+    /// Eight or nine chunkservers now and then, or as many as drawn.
+    fn servers(seed: u64, drawn: u32) -> u32 {
+        let mut rng = Rng::new(seed).fork("more servers");
+        if rng.chance(1, 8) { rng.range(8, 10) as u32 } else { drawn }
+    }
+
+    /// An erasure-coded layout that so many chunkservers can hold, data and parity shards.
+    pub fn draw_layout(&self) -> (u32, u32) {
+        let mut rng = Rng::new(self.seed).fork("layout");
+        let mut fit = LAYOUTS.to_vec();
+        fit.retain(|(data, parity)| data + parity <= self.chunkservers);
+        if fit.is_empty() { (1, self.parity) } else { *rng.pick(&fit) }
     }
 
     /// The limits to run with. Log segments are always small: oracles read the log over and over.
@@ -260,6 +277,20 @@ mod tests {
         }
         let masters: BTreeSet<u32> = runs.iter().map(|run| run.masters).collect();
         assert_eq!(masters, BTreeSet::from([1, 3, 5]));
+        let servers: BTreeSet<u32> = runs.iter().map(|run| run.chunkservers).collect();
+        assert_eq!(servers, (3..=9).collect());
+    }
+
+    #[test]
+    fn every_layout_is_drawn_and_fits() {
+        let runs: Vec<Options> = (0..200).map(Options::draw).collect();
+        let fits = |run: &&Options| {
+            let (data, parity) = run.draw_layout();
+            data + parity <= run.chunkservers
+        };
+        assert_eq!(runs.iter().filter(fits).count(), runs.len());
+        let layouts: BTreeSet<(u32, u32)> = runs.iter().map(Options::draw_layout).collect();
+        assert_eq!(layouts, BTreeSet::from(LAYOUTS));
     }
 
     #[test]
