@@ -36,6 +36,25 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// Whether an oracle saw it from the outside: not a panic, not an assertion of the library, not a process
+    /// that died, not a run that took too long.
+    pub fn by_oracle(&self) -> bool {
+        let number = self.oracle.strip_prefix('O');
+        number.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    }
+
+    /// Whether the code panicked, by an assertion of its own or otherwise.
+    pub fn by_panic(&self) -> bool {
+        self.oracle == OWN_ASSERTION || self.oracle.starts_with(PANIC)
+    }
+}
+
+/// What stands as the oracle where an `invariant!` of the library fails.
+pub const OWN_ASSERTION: &str = "own assertion";
+/// What stands as the oracle, with the place, where anything else panics.
+pub const PANIC: &str = "panic";
+
 static FIRST: Mutex<Option<Failure>> = Mutex::new(None);
 
 /// The first failure of this process.

@@ -1,5 +1,5 @@
 //! The program `mooseng-sim` as a person uses it: exit codes, resumed sweeps, minimised failures that replay,
-//! the bank, and the page of a timeline.
+//! the bank, and the page of a timeline, in a browser if there is one.
 #![expect(clippy::disallowed_methods, reason = "the test reads the files that the program writes")]
 
 use mooseng_sim::harness::Recipe;
@@ -92,6 +92,29 @@ fn a_failure_is_minimised_and_replays() {
     assert!(text.contains("4 runs, all as the file says"), "{text}");
 }
 
+/// A failure that needs a fault and operations keeps them, and loses most of the others.
+#[test]
+fn a_minimised_failure_keeps_what_it_needs() {
+    let dir = Dir::new("needs");
+    let (whole, small) = (dir.file("whole.json"), dir.file("small.json"));
+    let which = ["raft_chaos", "--seed", "1", "--bug", "M39"];
+    let run = [&["run"], &which[..], &["--quiet", "--save", &whole]].concat();
+    let (code, text) = program(&run);
+    assert_eq!(code, 12, "{text}");
+    let minimise = [&["minimise"], &which[..], &["--runs", "60", "-o", &small]].concat();
+    let (code, text) = program(&minimise);
+    assert_eq!(code, 12, "{text}");
+    let load = |file: &str| Recipe::load(Path::new(file)).expect("a recipe");
+    let (whole, small) = (load(&whole), load(&small));
+    let oracle = |recipe: &Recipe| recipe.failure.clone().map(|failure| failure.oracle);
+    assert_eq!((oracle(&whole), oracle(&small)), (Some("O1".to_owned()), Some("O1".to_owned())));
+    let size = |recipe: &Recipe| recipe.job.plan.as_ref().expect("a plan").size();
+    let ((strikes, frames, operations), before) = (size(&small), size(&whole));
+    assert!(strikes < before.0 && frames <= before.1 && operations < before.2, "{text}");
+    // A retry: an answer that did not come, for a lost frame or a dead machine, and the operation.
+    assert!(strikes + frames > 0 && operations > 0, "{text}");
+}
+
 /// What was drawn, written down and carried out, is the same run.
 #[test]
 fn a_whole_plan_is_the_same_run() {
@@ -151,29 +174,115 @@ fn the_worth_of_classes_is_printed_and_goes_on_where_it_ended() {
     assert_eq!(program(&["classes", "--only", "M99"]).0, 2);
 }
 
-/// With `MOOSENG_BROWSER=chromium` the page is opened as well, and what its script made of it is read.
-#[test]
-fn a_timeline_shows_machines_and_the_broken_promise() {
-    let dir = Dir::new("timeline");
+/// The run as a page; what it must hold.
+fn timeline(dir: &Dir) -> String {
     let file = dir.file("timeline.html");
     let which = ["timeline", "raft_chaos", "--seed", "1", "--bug", "M39", "-o", &file];
     let (code, text) = program(&which);
     assert_eq!(code, 12, "{text}");
-    let page = std::fs::read_to_string(&file).expect("a page");
+    std::fs::read_to_string(&file).expect("a page")
+}
+
+#[test]
+fn a_timeline_shows_machines_and_the_broken_promise() {
+    let page = timeline(&Dir::new("timeline"));
     for part in ["\"node\":\"m1\"", "\"kind\":\"operation\"", "\"kind\":\"broken\"", "<canvas"] {
         assert!(page.contains(part), "{part}");
     }
-    let Ok(browser) = std::env::var("MOOSENG_BROWSER") else {
-        println!("MOOSENG_BROWSER is not set: the page was not opened");
-        return;
-    };
+}
+
+/// Uses the page's own controls and writes down what came of it.
+const USER: &str = r#"<pre id="told"></pre><script>
+const told = {}, lines = () => [...$("log").tBodies[0].rows].map((row) => row.textContent);
+const say = (name) => { told[name] = { span: $("span").textContent, lines: lines().length, broken: lines().filter((l) => l.includes("broken")).length }; };
+const type = (text) => { $("filter").value = text; $("filter").oninput(); };
+say("all");
+type("m1 leads"); say("words"); told.strangers = lines().filter((l) => !(l.includes("m1") && l.includes("leads"))).length;
+type("/^m[12] .*(leads|follows)/"); say("pattern");
+type(""); say("unfiltered");
+$("broken").click(); say("broken");
+$("in").click(); say("in"); $("out").click(); $("out").click(); say("out");
+canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -100, cancelable: true })); say("wheel");
+$("all").click(); say("whole");
+const pixels = paint.getImageData(0, 0, canvas.width, canvas.height).data, colours = new Set();
+for (let at = 0; at < pixels.length; at += 4) colours.add(pixels[at] << 16 | pixels[at + 1] << 8 | pixels[at + 2]);
+told.colours = colours.size;
+$("told").textContent = JSON.stringify(told);
+</script></body>"#;
+
+/// `MOOSENG_BROWSER`, or what is found on the path.
+fn browser() -> Option<PathBuf> {
+    if let Ok(named) = std::env::var("MOOSENG_BROWSER") {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let mut all = names.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name)));
+    all.find(|file| file.is_file())
+}
+
+fn browse(dir: &Dir, browser: &Path, args: &[&str]) -> String {
     let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
-        .arg(format!("file://{file}"))
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,800"])
+        .arg(format!("--user-data-dir={}", dir.file("profile")))
+        .args(args)
         .output()
         .expect("the browser starts");
-    let dom = String::from_utf8_lossy(&output.stdout);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The picture of a page, which is a PNG of the window's size.
+fn picture(dir: &Dir, browser: &Path, address: &str) -> Vec<u8> {
+    let file = dir.file("picture.png");
+    browse(dir, browser, &[&format!("--screenshot={file}"), address]);
+    let bytes = std::fs::read(&file).expect("a picture");
+    assert!(bytes.starts_with(b"\x89PNG\r\n\x1a\n") && bytes[12..16] == *b"IHDR", "a PNG");
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four"));
+    assert_eq!((number(16), number(20)), (1200, 800));
+    assert!(bytes.ends_with(b"IEND\xaeB`\x82"), "a whole PNG");
+    bytes
+}
+
+/// With a browser at hand the page is opened, filtered, zoomed and looked at.
+#[test]
+fn a_timeline_works_in_a_browser() {
+    let Some(browser) = browser() else {
+        eprintln!("skipped: no browser on the path, and MOOSENG_BROWSER is not set");
+        return;
+    };
+    let dir = Dir::new("browser");
+    let page = timeline(&dir);
+    let dom =
+        browse(&dir, &browser, &["--dump-dom", &format!("file://{}", dir.file("timeline.html"))]);
     assert!(dom.contains("raft_chaos, seed 1, planted bug M39</title>"), "the script ran");
     assert!(dom.matches("<tr").count() > 20, "the log is filled");
     assert!(dom.contains("class=\"broken\""), "the broken promise is marked");
+    let used = dir.file("used.html");
+    std::fs::write(&used, page.replacen("</body>", USER, 1)).expect("a page");
+    let dom = browse(&dir, &browser, &["--dump-dom", &format!("file://{used}")]);
+    let told = dom.split_once("<pre id=\"told\">").and_then(|(_, rest)| rest.split_once("</pre>"));
+    let told: serde_json::Value = serde_json::from_str(told.expect("told").0).expect("told");
+    controls_work(&told);
+    let blank = picture(&dir, &browser, "about:blank");
+    let shown = picture(&dir, &browser, &format!("file://{}#broken", dir.file("timeline.html")));
+    assert!(shown.len() > 5 * blank.len(), "{} bytes, blank: {}", shown.len(), blank.len());
+}
+
+fn controls_work(told: &serde_json::Value) {
+    let lines = |step: &str| told[step]["lines"].as_u64().expect("a number");
+    let width = |step: &str| {
+        let span = told[step]["span"].as_str().expect("a span").replace(" s", "");
+        let (from, to) = span.split_once(" to ").expect("two times");
+        to.parse::<f64>().expect("a time") - from.parse::<f64>().expect("a time")
+    };
+    assert!((1..lines("all")).contains(&lines("words")), "{told}");
+    assert_eq!(told["strangers"], 0, "{told}");
+    assert!((1..lines("all")).contains(&lines("pattern")), "{told}");
+    assert_eq!(lines("unfiltered"), lines("all"), "{told}");
+    assert!(width("broken") < width("all") && width("in") < width("broken"), "{told}");
+    assert_eq!(told["in"]["broken"], 1, "{told}");
+    assert!(width("out") > width("broken") && width("wheel") < width("out"), "{told}");
+    assert_eq!(told["whole"], told["all"], "{told}");
+    assert!(told["colours"].as_u64().expect("a number") > 10, "{told}");
 }

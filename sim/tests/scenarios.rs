@@ -11,7 +11,8 @@ fn main() {
     harness::child_main(scenarios::ALL);
     let mut trials = Vec::new();
     for scenario in scenarios::ALL.iter().filter(|scenario| scenario.seeds > 0) {
-        trials.push(Trial::test(scenario.name, || Ok(harness::sweep(scenario)?)));
+        trials
+            .push(Trial::test(scenario.name, || Ok(harness::sweep(scenario, scenarios::SHARES)?)));
         let name = format!("determinism_{}", scenario.name);
         trials.push(Trial::test(name, || determinism(scenario)));
     }

@@ -1,16 +1,21 @@
 //! The bug bank: plants each bug and looks how soon the simulator sees it.
 
-use super::{Job, Mutant, pool};
+use super::{Job, Mutant, Report, pool};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Hunts for one planted bug begin so far apart.
 const STRIDE: u64 = 1_000;
 
-/// Hunts for each bug with the library's own assertions off.
-const HUNTS_WITHOUT_ASSERTS: u64 = 3;
+/// Seeds within which the median hunt must catch a bug.
+const MEDIAN_MAX: u64 = 20;
+
+/// So many bugs in a hundred must be caught by every hunt with the library's own assertions off.
+const BLIND_PERCENT: usize = 90;
 
 /// How to run the bank.
 #[derive(Clone, Debug)]
@@ -32,10 +37,12 @@ struct Hunt {
     reached: u64,
     /// Seeds tried, the one that caught it among them.
     tried: u64,
+    /// Seeds that ended in another way than by an oracle, where only oracles count.
+    otherwise: u64,
     /// What caught it.
     oracle: Option<String>,
-    /// Whether the same seed without the bug is quiet; `None` if it was not run.
-    clean: Option<bool>,
+    /// Whether the seed that caught it fails without the bug as well.
+    alarm: bool,
 }
 
 /// What came of one bug in one scenario.
@@ -55,8 +62,10 @@ pub struct Row {
     pub oracles: BTreeMap<String, u64>,
     /// Seeds until it was caught, sorted.
     pub seeds: Vec<u64>,
-    /// Hunts that caught it with the library's own assertions off, of all; `None` if not tried.
+    /// Hunts in which an oracle caught it with the library's own assertions off, of all; `None` if not tried.
     pub without_asserts: Option<(u64, u64)>,
+    /// Seeds of those hunts that panicked, died or did not end, which no oracle sees.
+    pub otherwise: u64,
     /// Seeds that fail without the bug as well.
     pub false_alarms: u64,
     /// What would catch it for certain, where this does not.
@@ -79,24 +88,54 @@ impl Row {
 impl Hunt {
     fn say(&self) -> String {
         match &self.oracle {
-            Some(oracle) => format!("caught by {oracle} after {} seeds", self.tried),
+            Some(oracle) => {
+                let alarm = if self.alarm { ", and without the bug as well" } else { "" };
+                format!("caught by {oracle} after {} seeds{alarm}", self.tried)
+            }
             None => format!("not caught by {} seeds, reached in {}", self.tried, self.reached),
         }
     }
 }
 
-fn hunt(mutant: &Mutant, start: u64, settings: &Settings, no_asserts: bool) -> Hunt {
+/// What runs do.
+type Run = dyn Fn(&Job) -> Report + Sync;
+
+/// Runs without a bug, each once: many bugs are caught by the same seed.
+struct Clean<'a> {
+    run: &'a Run,
+    failed: Mutex<BTreeMap<(String, u64, bool), bool>>,
+}
+
+impl Clean<'_> {
+    fn fails(&self, job: &Job) -> bool {
+        let lock = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (job.scenario.clone(), job.seed, job.no_asserts);
+        let known = lock().get(&key).copied();
+        known.unwrap_or_else(|| {
+            let failed = (self.run)(job).failure.is_some();
+            lock().insert(key, failed);
+            failed
+        })
+    }
+}
+
+/// Looks for a seed that catches the bug. With the library's own assertions off only an oracle does: a panic, a
+/// process that dies and a run without end are counted apart, and the hunt goes on.
+fn hunt(mutant: &Mutant, seeds: Range<u64>, no_asserts: bool, clean: &Clean<'_>) -> Hunt {
     let mut hunt = Hunt::default();
-    for seed in start..start + settings.seeds_max {
-        let clean = Job { no_asserts, ..Job::new(mutant.scenario, seed) };
-        let report = pool::run(&clean.clone().with_bug(Some(mutant.bug))).report;
+    for seed in seeds {
+        let without = Job { no_asserts, ..Job::new(mutant.scenario, seed) };
+        let report = (clean.run)(&without.clone().with_bug(Some(mutant.bug)));
         hunt.tried += 1;
         hunt.reached += u64::from(report.bug_reached > 0);
-        if let Some(failure) = report.failure.filter(|_| report.bug_reached > 0) {
-            hunt.oracle = Some(failure.oracle);
-            hunt.clean = (!no_asserts).then(|| pool::run(&clean).report.failure.is_none());
-            break;
+        let Some(failure) = report.failure.filter(|_| report.bug_reached > 0) else { continue };
+        if no_asserts && !failure.by_oracle() {
+            hunt.otherwise += 1;
+            continue;
         }
+        hunt.oracle = Some(failure.oracle);
+        hunt.alarm = clean.fails(&without);
+        break;
     }
     hunt
 }
@@ -111,18 +150,18 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Vec<Row> {
     let mut hunts = Vec::new();
     for (at, _) in chosen.iter().enumerate() {
         for no_asserts in modes {
-            let count = if *no_asserts { HUNTS_WITHOUT_ASSERTS } else { u64::MAX };
-            let count = settings.detections.min(count);
-            hunts.extend((0..count).map(|number| (at, *no_asserts, number)));
+            hunts.extend((0..settings.detections).map(|number| (at, *no_asserts, number)));
         }
     }
     let bar = ProgressBar::new(hunts.len() as u64);
     let style = "{wide_bar} {pos}/{len} hunts, {elapsed} gone, {eta} to go  {msg}";
     bar.set_style(ProgressStyle::with_template(style).expect("a template"));
     bar.enable_steady_tick(Duration::from_millis(500));
+    let clean = Clean { run: &|job| pool::run(job).report, failed: Mutex::default() };
     let found = pool::map(&hunts, |(at, no_asserts, number)| {
         bar.set_message(chosen[*at].bug);
-        let found = hunt(chosen[*at], 1 + number * STRIDE, settings, *no_asserts);
+        let start = 1 + number * STRIDE;
+        let found = hunt(chosen[*at], start..start + settings.seeds_max, *no_asserts, &clean);
         bar.inc(1);
         bar.suspend(|| {
             eprintln!("{} in {}: {}", chosen[*at].bug, chosen[*at].scenario, found.say())
@@ -153,7 +192,8 @@ fn begin(mutant: &Mutant) -> Row {
 impl Row {
     fn take(&mut self, no_asserts: bool, hunt: Hunt) {
         let caught = u64::from(hunt.oracle.is_some());
-        self.false_alarms += u64::from(hunt.clean == Some(false));
+        self.false_alarms += u64::from(hunt.alarm);
+        self.otherwise += hunt.otherwise;
         if no_asserts {
             let (done, of) = self.without_asserts.unwrap_or_default();
             self.without_asserts = Some((done + caught, of + 1));
@@ -178,7 +218,10 @@ pub fn table(rows: &[Row]) -> String {
         let by: Vec<String> =
             row.oracles.iter().map(|(oracle, times)| format!("{oracle} x{times}")).collect();
         let seeds = |percent| row.percentile(percent).map_or("-".to_owned(), |n| n.to_string());
-        let off = row.without_asserts.map_or("-".to_owned(), |(n, of)| format!("{n}/{of}"));
+        let off = row.without_asserts.map_or("-".to_owned(), |(n, of)| match row.otherwise {
+            0 => format!("{n}/{of}"),
+            otherwise => format!("{n}/{of}, {otherwise} seeds ended otherwise"),
+        });
         let (reached, caught) = (row.reached, row.caught);
         _ = writeln!(
             text,
@@ -198,22 +241,64 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
+fn bugs(rows: &[Row]) -> BTreeSet<&str> {
+    rows.iter().map(|row| row.bug.as_str()).collect()
+}
+
+/// Bugs for which one of their scenarios is good.
+fn count(rows: &[Row], good: impl Fn(&Row) -> bool) -> usize {
+    let best = |bug: &&str| rows.iter().any(|row| row.bug == *bug && good(row));
+    bugs(rows).into_iter().filter(best).count()
+}
+
+/// Whether every hunt with the library's own assertions off ended by an oracle.
+fn blind(row: &Row) -> bool {
+    row.without_asserts.is_some_and(|(n, of)| n == of && n > 0)
+}
+
+fn soon(row: &Row) -> bool {
+    row.percentile(50).is_some_and(|seeds| seeds <= MEDIAN_MAX)
+}
+
+/// What the bank promises and does not hold, one line each: every hunt catches its bug, half of them within 20
+/// seeds, no catching seed fails without the bug, and oracles alone catch nine bugs of ten.
+pub fn breaches(rows: &[Row]) -> Vec<String> {
+    let mut breaches = Vec::new();
+    for row in rows {
+        let (name, (caught, of)) = (format!("{} in {}", row.bug, row.scenario), row.caught);
+        if caught < of || caught == 0 {
+            breaches.push(format!("{name}: caught by {caught} of {of} hunts"));
+        }
+        if !row.seeds.is_empty() && !soon(row) {
+            let median = row.percentile(50).unwrap_or_default();
+            breaches.push(format!("{name}: {median} seeds in the median"));
+        }
+        if row.false_alarms > 0 {
+            let alarms = row.false_alarms;
+            breaches.push(format!("{name}: {alarms} catching seeds fail without it as well"));
+        }
+    }
+    let (off, all) = (count(rows, blind), bugs(rows).len());
+    let tried = rows.iter().any(|row| row.without_asserts.is_some());
+    if tried && off * 100 < all * BLIND_PERCENT {
+        breaches.push(format!("oracles alone catch {off} of {all} bugs: below {BLIND_PERCENT} %"));
+    }
+    breaches
+}
+
 /// One line of sums.
 pub fn summary(rows: &[Row]) -> String {
-    let bugs: BTreeSet<&str> = rows.iter().map(|row| row.bug.as_str()).collect();
-    let best =
-        |bug: &str, good: &dyn Fn(&Row) -> bool| rows.iter().any(|row| row.bug == bug && good(row));
-    let count = |good: &dyn Fn(&Row) -> bool| bugs.iter().filter(|bug| best(bug, good)).count();
-    let (always, ever) = (count(&|row| row.good()), count(&|row| row.caught.0 > 0));
-    let off = count(&|row| row.without_asserts.is_some_and(|(n, of)| n == of && n > 0));
-    let soon = count(&|row| row.good() && row.percentile(50).is_some_and(|seeds| seeds <= 20));
+    let (always, ever) = (count(rows, Row::good), count(rows, |row| row.caught.0 > 0));
+    let (off, soon) = (count(rows, blind), count(rows, |row| row.good() && soon(row)));
     let false_alarms: u64 = rows.iter().map(|row| row.false_alarms).sum();
     let mut text = format!(
         "{} bugs: {always} caught by every hunt, {soon} of them within 20 seeds in the median, {ever} caught at all",
-        bugs.len()
+        bugs(rows).len()
     );
     if rows.iter().any(|row| row.without_asserts.is_some()) {
-        text += &format!("; {off} caught by every hunt with the library's own assertions off");
+        text += &format!(
+            "; {off} caught by an oracle in every hunt with the library's own assertions off"
+        );
     }
     text + &format!("; {false_alarms} of the catching seeds fail without the bug as well\n")
 }
@@ -225,8 +310,10 @@ pub fn page(rows: &[Row], settings: &Settings, absent: &[(&str, &str)]) -> Strin
          Written by `mooseng-sim bank --write docs/BUG_BANK.md`. Each planted bug is a `bug!(Mnn)` in the code, compiled\n\
          only into simulations and off unless a run asks for it. For each, {} hunts from seeds {STRIDE} apart, at most {}\n\
          seeds each: how many of the seeds tried reached the site, how many hunts caught the bug, by which oracle, and\n\
-         after how many seeds. \"Own assertions off\": the first of these hunts with every `invariant!` of the library switched\n\
-         off, so that oracles alone see it. Every seed that caught a bug was run again without it.\n\n",
+         after how many seeds. \"own assertion\" is an `invariant!` of the library; \"panic in\" a file or a crate is another\n\
+         assertion or an unwrap there. \"Own assertions off\": the same hunts with every `invariant!` of the library switched\n\
+         off. There only an oracle counts: seeds that panicked, died or did not end are counted apart, and the hunt went\n\
+         on. Every seed that caught a bug was run again without it, with the same assertions on or off.\n\n",
         settings.detections, settings.seeds_max
     );
     text += &summary(rows);
@@ -249,6 +336,7 @@ pub fn page(rows: &[Row], settings: &Settings, absent: &[(&str, &str)]) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::{Failure, Kind};
 
     fn row(seeds: &[u64], hunts: u64) -> Row {
         let caught = (seeds.len() as u64, hunts);
@@ -271,5 +359,37 @@ mod tests {
         assert!(
             summary(&[row(&[1], 2), row(&[1, 30], 2)]).starts_with("1 bugs: 1 caught by every")
         );
+    }
+
+    #[test]
+    fn with_assertions_off_only_an_oracle_catches() {
+        let run = |job: &Job| {
+            let (kind, oracle) = match job.seed {
+                5 => (Kind::Correctness, "O3"),
+                seed if seed % 2 == 0 => (Kind::Liveness, "time limit"),
+                _ => (Kind::Crash, "panic in src/wal/mod.rs"),
+            };
+            let failure = Failure { kind, oracle: oracle.to_owned(), message: String::new() };
+            let failure = Some(failure).filter(|_| job.bug.is_some());
+            Report { failure, bug_reached: 1, ..Report::empty(job) }
+        };
+        let mutant = Mutant::caught("M00", "nothing", "journal", 5);
+        let clean = Clean { run: &run, failed: Mutex::default() };
+        let on = hunt(&mutant, 1..100, false, &clean);
+        assert_eq!((on.oracle.as_deref(), on.tried), (Some("panic in src/wal/mod.rs"), 1));
+        let off = hunt(&mutant, 1..100, true, &clean);
+        assert_eq!((off.oracle.as_deref(), off.tried, off.otherwise), (Some("O3"), 5, 4));
+        assert_eq!(hunt(&mutant, 6..9, true, &clean).oracle, None);
+    }
+
+    #[test]
+    fn each_promise_of_the_bank_can_be_broken() {
+        let off = |caught, of| Row { without_asserts: Some((caught, of)), ..row(&[1, 20], 2) };
+        assert_eq!(breaches(&[off(2, 2)]), Vec::<String>::new());
+        assert_eq!(breaches(&[row(&[1, 20], 2)]), Vec::<String>::new());
+        assert!(breaches(&[row(&[1], 2)])[0].contains("caught by 1 of 2"));
+        assert!(breaches(&[row(&[21, 30], 2)])[0].contains("21 seeds in the median"));
+        assert!(breaches(&[Row { false_alarms: 1, ..row(&[1], 1) }])[0].contains("without it"));
+        assert!(breaches(&[off(1, 2)])[0].contains("0 of 1 bugs"));
     }
 }

@@ -6,6 +6,7 @@ use super::child::Outcome;
 use super::recipe::Recipe;
 use super::{Job, Scenario, files, pool};
 use crate::failure::Failure;
+use crate::plan::FaultClass;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -50,6 +51,9 @@ pub struct State {
     pub counts: BTreeMap<String, Total>,
     /// Marks reached.
     pub marks: BTreeMap<String, Total>,
+    /// Classes of faults that struck; states of older builds have none.
+    #[serde(default)]
+    pub classes: BTreeMap<FaultClass, Total>,
     /// Interesting seeds: what each was the first to show.
     pub corpus: BTreeMap<u64, Vec<String>>,
     /// Seeds that failed.
@@ -99,6 +103,9 @@ impl State {
         for (name, count) in &report.marks {
             self.marks.entry(name.clone()).or_default().add(*count);
         }
+        for (class, count) in &report.classes {
+            self.classes.entry(*class).or_default().add(*count);
+        }
         if let Some(failure) = &report.failure {
             self.failures.insert(report.seed, failure.clone());
         }
@@ -127,7 +134,8 @@ impl State {
         }
         let marks = self.marks.iter().map(|(name, total)| (format!("mark: {name}"), total));
         let counts = self.counts.iter().map(|(name, total)| (name.clone(), total));
-        for (name, Total { sum, seeds }) in counts.chain(marks) {
+        let classes = self.classes.iter().map(|(class, total)| (format!("class: {class}"), total));
+        for (name, Total { sum, seeds }) in counts.chain(classes).chain(marks) {
             text += &format!("  {name:<48} {sum:>12} in {seeds:>7} seeds\n");
         }
         text
@@ -299,6 +307,22 @@ mod tests {
         assert_eq!(state.done, std::slice::from_ref(&(2..6)));
         assert_eq!((state.seeds(), state.simulated_ms, state.process_ms), (4, 40, 20));
         assert_eq!(state.marks["torn"], Total { sum: 10, seeds: 4 });
+    }
+
+    #[test]
+    fn strikes_of_each_class_are_summed_and_older_states_have_none() {
+        let (mut state, mut seen) = (State::default(), BTreeSet::new());
+        for (seed, strikes) in [(1, 3), (2, 0), (3, 4)] {
+            let mut outcome = outcome(seed, &[]);
+            outcome.report.classes.insert(FaultClass::Rot, strikes);
+            state.take(&mut seen, &outcome);
+        }
+        assert_eq!(state.classes[&FaultClass::Rot], Total { sum: 7, seeds: 2 });
+        assert!(state.table(&[]).contains("class: rot "), "{}", state.table(&[]));
+        let mut older = serde_json::to_value(&state).expect("prints");
+        older.as_object_mut().expect("a map").remove("classes");
+        let older: State = serde_json::from_value(older).expect("parses");
+        assert_eq!(older, State { classes: BTreeMap::new(), ..state });
     }
 
     #[test]

@@ -143,8 +143,7 @@ const PASSES: [(&str, Pass); 6] = [
 /// Same kind, same oracle; panics say the same up to their first number.
 fn same(a: &Failure, b: &Failure) -> bool {
     let head = |failure: &Failure| {
-        let panics = failure.oracle == "panic";
-        let text = if panics { failure.message.as_str() } else { "" };
+        let text = if failure.by_panic() { failure.message.as_str() } else { "" };
         text.split(|c: char| c.is_ascii_digit()).next().unwrap_or("").to_owned()
     };
     a.kind == b.kind && a.oracle == b.oracle && head(a) == head(b)

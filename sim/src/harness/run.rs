@@ -1,5 +1,6 @@
 //! One seed in this process.
 
+use super::panics;
 use super::{Job, Scenario};
 use crate::failure::{self, Failure, Kind};
 use crate::plan::{self, FaultClass, Plan};
@@ -65,6 +66,7 @@ impl Report {
 
 /// Runs the scenario in this process, which must not run another one afterwards.
 pub fn run_here(scenario: &Scenario, job: &Job) -> Report {
+    panics::watch();
     mooseng::marks::plant(job.bug.as_deref());
     mooseng::marks::assert_invariants(!job.no_asserts);
     plan::leave_out(job.off.clone());
@@ -104,11 +106,10 @@ fn failure_of(panic: &(dyn std::any::Any + Send)) -> Failure {
     if let Some(failure) = failure::first() {
         return failure;
     }
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let message = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned();
+    let message = panics::text(panic).to_owned();
     let stuck = message.contains("time limit exceeded") || message.contains("all tasks will block");
     let kind = if stuck { Kind::Liveness } else { Kind::Crash };
-    let oracle = if stuck { "time limit" } else { "panic" };
+    let oracle = if stuck { "time limit".to_owned() } else { panics::oracle(&message) };
     trace::broken(&format!("{oracle}: {message}"));
-    Failure { kind, oracle: oracle.to_owned(), message }
+    Failure { kind, oracle, message }
 }

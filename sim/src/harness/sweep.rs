@@ -1,7 +1,7 @@
 //! Many seeds of one scenario, as many processes at once as there are cores.
 
 use super::child::Outcome;
-use super::{Job, Mutant, Scenario, pool, reproduce, table};
+use super::{Job, Mutant, Scenario, Share, pool, reproduce, table};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -49,8 +49,8 @@ fn run_all(
 }
 
 /// Runs the scenario over seeds, prints what was done and injected, and fails with the first failing seed or
-/// with what never happened.
-pub fn sweep(scenario: &Scenario) -> Result<(), String> {
+/// with what never happened, or with a share that all of them together miss.
+pub fn sweep(scenario: &Scenario, shares: &[Share]) -> Result<(), String> {
     let seeds = seeds_from_env(scenario.seeds)?;
     let single = seeds.end - seeds.start == 1;
     let outcomes = run_all(scenario.name, None, seeds, |outcome| outcome.report.failure.is_some());
@@ -58,10 +58,13 @@ pub fn sweep(scenario: &Scenario) -> Result<(), String> {
     if let Some(failed) = outcomes.iter().find(|outcome| outcome.report.failure.is_some()) {
         return Err(describe(failed, scenario.name));
     }
-    let counted = |name: &&&str| {
-        outcomes.iter().all(|outcome| outcome.report.counts.get(**name).copied().unwrap_or(0) == 0)
+    let sum = |name: &str| {
+        outcomes.iter().filter_map(|outcome| outcome.report.counts.get(name)).sum::<u64>()
     };
-    let missing: Vec<&&str> = scenario.must_count.iter().filter(counted).collect();
+    for share in shares.iter().filter(|share| share.scenario == scenario.name) {
+        println!("  {}", share.judge(sum)?);
+    }
+    let missing: Vec<&&str> = scenario.must_count.iter().filter(|name| sum(name) == 0).collect();
     if single || missing.is_empty() {
         return Ok(());
     }
@@ -79,7 +82,7 @@ fn describe(outcome: &Outcome, test: &str) -> String {
     text + &format!("\nreproduce: {}", reproduce(test, report.seed))
 }
 
-/// Plants a bug and looks for a seed that catches it.
+/// Plants a bug and looks for a seed that catches it, and that is quiet without it.
 pub fn hunt(mutant: &Mutant) -> Result<(), String> {
     let seeds = seeds_from_env(0)?;
     let single = std::env::var("MOOSENG_SEED").is_ok();
@@ -95,7 +98,13 @@ pub fn hunt(mutant: &Mutant) -> Result<(), String> {
             let (seed, oracle) = (outcome.report.seed, &failure.oracle);
             println!("{name}: caught by {oracle} at seed {seed}, {tried} seeds tried");
             println!("    {}", failure.message);
-            Ok(())
+            match pool::run(&Job::new(mutant.scenario, seed)).report.failure {
+                Some(alarm) => Err(format!(
+                    "{name}: seed {seed} fails without it as well: {}: {}",
+                    alarm.oracle, alarm.message
+                )),
+                None => Ok(()),
+            }
         }
         None => {
             Err(format!("{name}: not caught in {tried} seeds; its site was reached in {reached}"))

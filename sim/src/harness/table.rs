@@ -2,6 +2,7 @@
 
 use super::Scenario;
 use super::child::Outcome;
+use crate::plan::FaultClass;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -19,6 +20,11 @@ pub fn of(scenario: &Scenario, outcomes: &[Outcome]) -> String {
             row.1 += u64::from(*count > 0);
         }
     }
+    let mut classes: BTreeMap<FaultClass, (u64, u64)> = BTreeMap::new();
+    for (class, strikes) in outcomes.iter().flat_map(|outcome| &outcome.report.classes) {
+        let row = classes.entry(*class).or_default();
+        *row = (row.0 + strikes, row.1 + u64::from(*strikes > 0));
+    }
     let simulated: u64 = outcomes.iter().map(|outcome| outcome.report.simulated_ms).sum();
     let took: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
     let mut text = format!(
@@ -31,6 +37,13 @@ pub fn of(scenario: &Scenario, outcomes: &[Outcome]) -> String {
     for (name, (sum, seeds)) in counts {
         let flag = if sum == 0 { "  <- never" } else { "" };
         _ = writeln!(text, "  {name:<36} {sum:>10}  in {seeds:>4} seeds{flag}");
+    }
+    for (class, (strikes, seeds)) in classes {
+        _ = writeln!(
+            text,
+            "  {:<36} {strikes:>10}  in {seeds:>4} seeds",
+            format!("class: {class}")
+        );
     }
     text
 }

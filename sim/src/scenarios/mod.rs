@@ -32,7 +32,7 @@ mod tables_model;
 mod told_late;
 mod wal_model;
 
-use crate::harness::{Mutant, Scenario};
+use crate::harness::{Mutant, Scenario, Share};
 
 /// Every scenario.
 pub const ALL: &[Scenario] = &[
@@ -74,6 +74,8 @@ pub const ALL: &[Scenario] = &[
 
 /// Every planted bug with the scenarios that should catch it.
 pub const MUTANTS: &[Mutant] = mutants::ALL;
+/// What all runs of a sweep must show together.
+pub const SHARES: &[Share] = &[failover::GAPS];
 /// Bugs of the bank without a site, and why.
 pub const ABSENT: &[(&str, &str)] = mutants::ABSENT;
 
