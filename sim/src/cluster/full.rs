@@ -174,11 +174,6 @@ impl Cluster {
         members.insert(name.to_owned(), node.raft.node());
     }
 
-    /// What this machine was in the group when its process last ran.
-    fn member(&self, name: &str) -> Option<NodeId> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
-    }
-
     /// How many voters make a majority, as this machine knows its group.
     pub fn majority(&self, name: &str) -> usize {
         self.get(name).map_or(1, |node| voters(&node)) / 2 + 1
@@ -294,7 +289,10 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(100)).await;
             match self.diverges(world) {
                 None => {
-                    return stats::add("ms until converged", (trace::now_ns() - healed) / 1_000_000);
+                    return stats::add(
+                        "ms until converged",
+                        (trace::now_ns() - healed) / 1_000_000,
+                    );
                 }
                 Some(what) => why = what,
             }
@@ -360,24 +358,8 @@ impl Operator for Hands {
         (self.lost)(name);
     }
 
-    /// Removes the member that the machine was until some leader has done it.
     fn master_replaced(&self, name: &str) {
-        self.world.cripple(name, false);
         (self.replaced)(name);
-        let Some(gone) = self.cluster.member(name) else { return };
-        let (cluster, world) = (self.cluster.clone(), self.world.clone());
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                let Some(leader) = cluster.leader(&world) else { continue };
-                if leader.members().iter().all(|member| member.node != gone) {
-                    return;
-                }
-                if let Err(error) = leader.remove_master(gone).await {
-                    trace::line("world", &format!("{gone} is not removed: {error}"));
-                }
-            }
-        });
     }
 }
 

@@ -17,7 +17,7 @@ use crate::disk::{Faults, SECTOR, SimDisk};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
-use crate::oracles::ledger::{BLOCK, Ledger};
+use crate::oracles::ledger::{BLOCK, Ledger, Look};
 use crate::oracles::log::Log;
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::stats;
@@ -258,7 +258,8 @@ async fn read_back(
     if bytes.len() != blocks * BLOCK {
         violation("O2", format!("{name} of {blocks} blocks ends at byte {}", bytes.len()));
     }
-    ledger.check("c1", name, 0, &bytes, &floors, true);
+    let look = Look { first: 0, asked: blocks, bytes: &bytes, floors: &floors, own: true };
+    ledger.check("c1", name, &look);
     stats::count("files read under the fault");
     Ok(())
 }

@@ -57,7 +57,7 @@ pub enum DamageKind {
     AddServer,
     /// A chunkserver's next reads give what is elsewhere in their file.
     Misread,
-    /// A master comes back with nothing but its superblock, and is replaced when it has refused to start.
+    /// A master comes back with nothing but its superblock, and has to enter the group anew by itself.
     BareMaster,
     /// A chunkserver is drained: its replicas move to others.
     Drain,
@@ -170,7 +170,7 @@ pub trait Operator: Send + Sync + 'static {
     fn add_server(&self, number: u32);
     /// This master's log is gone, and with it all that it promised.
     fn master_lost(&self, name: &str);
-    /// This master starts anew with another disk: the member it was must go.
+    /// This master starts anew with another disk. The group does the rest.
     fn master_replaced(&self, name: &str);
     /// This chunkserver is to be emptied.
     fn drain(&self, name: &str);
@@ -445,20 +445,11 @@ impl Hand {
             let rest = self.disk(&name).with_only("superblock", seed);
             self.world.replace_disk(&name, 0, rest);
             self.back_later(name.clone(), 500);
+            return true;
         }
-        let new = SimDisk::new(&format!("{name} new"), DISK_BYTES, seed);
-        let (world, operator) = (self.world.clone(), self.operator.clone());
-        let left = self.end.saturating_sub(trace::now_ns()) / 1_000_000;
-        let seen_ms = if bare { self.rng.range(1_000, 5_000).min(left) } else { 0 };
-        let back_ms = self.rng.range(50, 3_000);
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(seen_ms)).await;
-            world.power_loss(&name);
-            world.replace_disk(&name, 0, new);
-            operator.master_replaced(&name);
-            tokio::time::sleep(Duration::from_millis(back_ms)).await;
-            world.restart(&name).await;
-        });
+        self.world.replace_disk(&name, 0, SimDisk::new(&format!("{name} new"), DISK_BYTES, seed));
+        self.operator.master_replaced(&name);
+        self.back_later(name, 50);
         true
     }
 
