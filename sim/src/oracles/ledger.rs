@@ -347,8 +347,8 @@ mod tests {
         let ledger = Ledger::default();
         ledger.creating("f");
         let first = ledger.write("f", 0, 2);
-        let look =
-            |own| Look { first: 0, asked: 4, bytes: &first, floors: &ledger.floors("f"), own };
+        let floors = &ledger.floors("f");
+        let look = |own| Look { first: 0, asked: 4, bytes: &first, floors, own };
         ledger.check("c1", "f", &look(true));
         ledger.died("f");
         assert_eq!(outcome(&ledger, &[], false), Ok(()), "only its writer saw it");
