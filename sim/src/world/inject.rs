@@ -15,8 +15,8 @@ const MID_CALL_MS: u64 = 300;
 
 /// Runs of at least this length have a few pauses of up to a minute, milliseconds.
 const LONG_RUN_MS: u64 = 60_000;
-/// Bounds of a long pause, milliseconds.
-const LONG_PAUSE_MS: std::ops::Range<u64> = 4_000..60_001;
+/// Bounds of a long pause, milliseconds: half of them end before the next blackout is likely.
+const LONG_PAUSE_MS: [std::ops::Range<u64>; 2] = [4_000..15_000, 4_000..60_001];
 
 /// How many processes of a role may be away at a time.
 #[derive(Clone, Copy, Debug)]
@@ -152,17 +152,18 @@ fn draw(world: &World, budget: &Budget, kinds: &[FaultKind], rng: &mut Rng) -> O
     Some(without_manners(strike))
 }
 
-/// In a long run one pause in six of a master or a chunkserver is a long one: of a chunkserver mostly longer than it
+/// In a long run one pause in three of a master or a chunkserver is a long one: of a chunkserver mostly longer than it
 /// takes to be declared dead.
 fn lengthen(world: &World, strike: Strike, rng: &mut Rng) -> Strike {
     match strike {
         Strike::Pause { node, .. }
             if world.options.chaos_ms >= LONG_RUN_MS
                 && !world.names(Role::Client).contains(&node)
-                && rng.chance(1, 6) =>
+                && rng.chance(1, 3) =>
         {
             stats::count("fault: long pause");
-            Strike::Pause { node, ms: rng.range(LONG_PAUSE_MS.start, LONG_PAUSE_MS.end) }
+            let bounds = rng.pick(&LONG_PAUSE_MS).clone();
+            Strike::Pause { node, ms: rng.range(bounds.start, bounds.end) }
         }
         other => other,
     }
@@ -300,14 +301,15 @@ fn down_inside(
     });
 }
 
-/// The process goes on after so many milliseconds; counted is whether it was stopped until it counted as dead.
+/// The process goes on after so many milliseconds; counted is whether it was stopped for longer than it
+/// takes to be declared dead.
 async fn resume_later(world: Arc<World>, node: String, ms: u64) {
     let server = world.names(Role::Chunkserver).contains(&node);
     let (starts, dead) = (world.incarnation(&node), world.limits().server_dead);
     tokio::time::sleep(Duration::from_millis(ms)).await;
     let slept = world.power(&node) == Power::Paused && world.incarnation(&node) == starts;
     if server && slept && Duration::from_millis(ms) > dead {
-        stats::count("fault: chunkserver stopped until dead");
+        stats::count("fault: chunkserver stopped past server_dead");
     }
     world.resume(&node);
 }
