@@ -11,7 +11,7 @@ use crate::ids::Uuid;
 use crate::limits::Limits;
 use crate::pb;
 use crate::raft;
-use crate::seam::{self, Disk};
+use crate::seam::{self, Disk, OpenMode};
 use crate::wire::{Identity, Pool, Role};
 use std::io;
 use std::sync::Arc;
@@ -111,12 +111,30 @@ pub(super) fn clear(
 ) -> Result<(), IdentityError> {
     let failed = |error| IdentityError::Disk { dir: disk.describe(), error };
     move_aside(disk.as_ref()).map_err(failed)?;
+    if is_short_of_space(disk.as_ref()).map_err(failed)? {
+        crate::mark!("what was set aside is not kept: too little space");
+        tracing::warn!(
+            "the old files are not kept: the disk has no room for them and for what comes"
+        );
+        forget_aside(disk.as_ref()).map_err(failed)?;
+    }
     identity::prepare(disk, limits)?;
     member.set_aside = false;
     identity::store(disk, member)
 }
 
-/// Removes what was moved aside at an earlier time.
+/// Whether less is free than what was moved aside takes: about as much will be sent.
+fn is_short_of_space(disk: &dyn Disk) -> io::Result<bool> {
+    let mut bytes = 0;
+    for dir in [ASIDE.to_owned(), format!("{ASIDE}/{LOG}")] {
+        for name in disk.list(&dir)?.iter().filter(|name| *name != LOG) {
+            bytes += disk.open(&format!("{dir}/{name}"), OpenMode::Read)?.len()?;
+        }
+    }
+    Ok(disk.space()?.free < bytes)
+}
+
+/// Removes what was moved aside.
 fn forget_aside(disk: &dyn Disk) -> io::Result<()> {
     for dir in [format!("{ASIDE}/{LOG}"), ASIDE.to_owned()] {
         if disk.exists(&dir)? {
