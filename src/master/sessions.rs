@@ -37,6 +37,11 @@ pub(super) async fn open(
     let command = pb::OpenSessionCmd { client_nonce: request.client_nonce, host: request.host };
     let proposal = pb::Proposal { kind: Some(pb::proposal::Kind::OpenSession(command)) };
     let (_, _, outcome) = shared.raft.propose(proposal).await.map_err(refusal)?;
+    // Its answer was lost, and then its time was over.
+    if outcome.errno == Errno::ESTALE.get() && !crate::bug!(STUBBORN) {
+        let reply = pb::OpenSessionReply { errno: outcome.errno, ..Default::default() };
+        return Ok(Outgoing::new::<calls::OpenSession>(&reply));
+    }
     let Some(pb::outcome::Kind::Session(mut reply)) = outcome.kind else {
         return Err(Refusal::new(
             RefusalCode::Internal,

@@ -42,6 +42,7 @@ impl State<'_> {
             ttl_ms: self.session_ttl_ms,
             first_inode: session.first_inode,
             inode_count: u32::try_from(count).unwrap_or(u32::MAX),
+            errno: 0,
         }
     }
 

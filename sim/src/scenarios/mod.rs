@@ -13,6 +13,7 @@ mod error_reporting;
 mod failover;
 mod frame_chaos;
 mod journal;
+mod late_session;
 mod lost_in_a_row;
 mod master_full;
 mod members_chaos;
@@ -58,6 +59,7 @@ pub const ALL: &[Scenario] = &[
     removed_elsewhere::SCENARIO,
     told_late::SCENARIO,
     lost_in_a_row::SCENARIO,
+    late_session::SCENARIO,
     no_majority::SCENARIO,
     rot_while_away::SCENARIO,
     servers_fail::SCENARIO,
