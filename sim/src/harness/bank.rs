@@ -13,6 +13,8 @@ const STRIDE: u64 = 1_000;
 
 /// Seeds within which the median hunt must catch a bug.
 const MEDIAN_MAX: u64 = 20;
+/// The middle of fewer hunts says nothing: `--quick` has one.
+const MEDIAN_OF: usize = 5;
 
 /// So many bugs in a hundred must be caught by every hunt with the library's own assertions off.
 const BLIND_PERCENT: usize = 90;
@@ -269,7 +271,7 @@ pub fn breaches(rows: &[Row]) -> Vec<String> {
         if caught < of || caught == 0 {
             breaches.push(format!("{name}: caught by {caught} of {of} hunts"));
         }
-        if !row.seeds.is_empty() && !soon(row) {
+        if row.seeds.len() >= MEDIAN_OF && !soon(row) {
             let median = row.percentile(50).unwrap_or_default();
             breaches.push(format!("{name}: {median} seeds in the median"));
         }
@@ -388,7 +390,9 @@ mod tests {
         assert_eq!(breaches(&[off(2, 2)]), Vec::<String>::new());
         assert_eq!(breaches(&[row(&[1, 20], 2)]), Vec::<String>::new());
         assert!(breaches(&[row(&[1], 2)])[0].contains("caught by 1 of 2"));
-        assert!(breaches(&[row(&[21, 30], 2)])[0].contains("21 seeds in the median"));
+        assert_eq!(breaches(&[row(&[21, 30], 2)]), Vec::<String>::new());
+        let late = breaches(&[row(&[1, 2, 21, 30, 40], 5)]);
+        assert!(late[0].contains("21 seeds in the median"), "{late:?}");
         assert!(breaches(&[Row { false_alarms: 1, ..row(&[1], 1) }])[0].contains("without it"));
         assert!(breaches(&[off(1, 2)])[0].contains("0 of 1 bugs"));
     }

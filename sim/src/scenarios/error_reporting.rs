@@ -312,7 +312,7 @@ impl Writer {
         open[0].told.answered("fsync", outcome, self.failed());
         if disk.faults().next_sync_eio == 0 {
             stats::count("fsyncs that failed on one disk");
-            stay_out(&[disk.clone()]).await;
+            stay_out(std::slice::from_ref(&disk)).await;
         } else {
             stats::count("disks that no fsync asked");
         }
