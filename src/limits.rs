@@ -53,6 +53,8 @@ pub struct Limits {
     pub election_max: Duration,
     /// Deadline of one append or vote call between masters.
     pub append_deadline: Duration,
+    /// A master's wall clock further than this from the masters' median is wrong: it should not lead (rule B3).
+    pub clock_off_max: Duration,
     /// Most bytes of proposals packed into one log entry.
     pub entry_bytes_max: usize,
     /// Most proposals waiting for the proposer; more are refused with EAGAIN on the wire, retried by clients.
@@ -186,6 +188,7 @@ impl Limits {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
             append_deadline: Duration::from_secs(2),
+            clock_off_max: Duration::from_secs(5),
             entry_bytes_max: 1 << 20,
             proposals_waiting_max: 16 << 10,
             log_cache_bytes: 16 << 20,

@@ -39,6 +39,7 @@ limits! {
         election_min_ms => election_min,
         election_max_ms => election_max,
         append_deadline_ms => append_deadline,
+        clock_off_ms_max => clock_off_max,
         session_ttl_ms => session_ttl,
         keepalive_ms => keepalive,
         operation_deadline_ms => operation_deadline,

@@ -1,6 +1,7 @@
 //! What the node's tasks share.
 
 use super::ProposeError;
+use super::clocks::Clocks;
 use super::log::Log;
 use super::machine::{Machine, Shared};
 use super::members::Member;
@@ -13,12 +14,13 @@ use crate::ids::{LogIndex, NodeId, Term, Uuid};
 use crate::limits::Limits;
 use crate::mark;
 use crate::pb;
+use crate::wire::Pool;
 use openraft::error::Fatal;
 use openraft::{Raft, ServerState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 
 /// Longest wait of a proposal; a client repeats it by its number afterwards.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,6 +39,12 @@ pub struct Core<M> {
     pub log: Log,
     /// Followers for which the log is kept.
     pub held: Held,
+    /// The way to the other masters.
+    pub pool: Arc<Pool>,
+    /// Their wall clocks.
+    pub clocks: Arc<Clocks>,
+    /// One for each entry that may be under way.
+    pub slots: Arc<Semaphore>,
     pub receiving: Mutex<Receiving>,
     pub changing: Mutex<()>,
     pub proposals: mpsc::Sender<Waiting>,
@@ -83,6 +91,16 @@ impl<M: Machine> Core<M> {
     /// Voters in the current membership.
     pub fn voters(&self) -> usize {
         self.raft.metrics().borrow().membership_config.membership().voter_ids().count()
+    }
+
+    /// Ids of the voters in the current membership.
+    pub fn voter_ids(&self) -> Vec<u64> {
+        self.raft.metrics().borrow().membership_config.membership().voter_ids().collect()
+    }
+
+    /// Those of the others.
+    pub fn other_voters(&self) -> Vec<u64> {
+        self.voter_ids().into_iter().filter(|id| *id != self.node.0).collect()
     }
 
     /// All members.

@@ -3,7 +3,9 @@
 //! Raft's core, the log and the state machine run on the runtime that calls [`RaftNode::start`]; the log is
 //! synced inline, checkpoints and snapshots are written where blocking is allowed.
 
+mod clocks;
 mod core;
+mod handover;
 mod log;
 mod machine;
 mod members;
@@ -34,6 +36,7 @@ use crate::tables::{Db, TableError, View};
 use crate::wal::{self, Wal, WalError};
 use crate::wire::{Incoming, Outgoing, Peer, Pool, Refusal};
 use crate::{bug, mark};
+use clocks::Clocks;
 use log::Log;
 use machine::{Applier, Shared};
 use network::Peers;
@@ -192,12 +195,14 @@ impl<M: Machine> RaftNode<M> {
         );
         let log = Log::new(wal, &config.limits, checkpointed);
         let held = Held::default();
+        let clocks = Arc::new(Clocks::new(config.limits.clock_off_max));
         let peers = Peers {
-            pool,
+            pool: pool.clone(),
             limits: config.limits.clone(),
             incarnation: config.incarnation,
             log: log.clone(),
             held: held.clone(),
+            clocks: clocks.clone(),
         };
         let raft = openraft::Raft::new(
             config.node.0,
@@ -223,6 +228,9 @@ impl<M: Machine> RaftNode<M> {
             shared,
             log,
             held,
+            pool,
+            clocks,
+            slots: Arc::new(tokio::sync::Semaphore::new(propose::IN_FLIGHT_MAX as usize)),
             receiving: tokio::sync::Mutex::default(),
             changing: tokio::sync::Mutex::default(),
             proposals,
@@ -238,6 +246,7 @@ impl<M: Machine> RaftNode<M> {
             seam::spawn(self::core::watch(core.clone())),
             seam::spawn(self::core::keep_house(core.clone(), space)),
             seam::spawn(members::promote(core.clone())),
+            seam::spawn(handover::run(core.clone())),
         ];
         Ok(Arc::new(RaftNode { core, tasks: Mutex::new(tasks) }))
     }
@@ -333,7 +342,7 @@ impl<M: Machine> RaftNode<M> {
         members::remove(&self.core, node).await
     }
 
-    /// Answers the calls RaftVote, RaftAppend, RaftSnapshot, Join and Leader.
+    /// Answers the calls RaftVote, RaftAppend, RaftSnapshot, Join, Leader and StandForElection.
     pub async fn handle(&self, peer: Arc<Peer>, request: Incoming) -> Result<Outgoing, Refusal> {
         self.core.handle(&peer, request).await
     }

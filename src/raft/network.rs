@@ -1,5 +1,6 @@
 //! openraft's network over [`crate::wire`], and the sending side of snapshots.
 
+use super::clocks::Clocks;
 use super::log::Log;
 use super::machine::SnapshotBody;
 use super::purge::Held;
@@ -42,6 +43,25 @@ pub struct Peers {
     pub incarnation: Uuid,
     pub log: Log,
     pub held: Held,
+    pub clocks: Arc<Clocks>,
+}
+
+impl Peers {
+    /// One call, whose answer also says what the clock shows there.
+    async fn append(
+        &self,
+        target: NodeId,
+        master: &Master,
+        request: &pb::RaftAppendRequest,
+        payload: Vec<Bytes>,
+        ttl: Duration,
+    ) -> Result<pb::RaftAppendReply, CallError> {
+        let sent = seam::now();
+        let call = self.pool.call::<calls::RaftAppend>(&master.address, request, payload, ttl);
+        let (reply, _) = call.await?;
+        self.clocks.answered(target.0, reply.clock_ms, sent);
+        Ok(reply)
+    }
 }
 
 impl RaftNetworkFactory<Types> for Peers {
@@ -97,6 +117,7 @@ impl Link {
             from_incarnation: self.peers.incarnation.bytes(),
             to: self.target.0,
             to_incarnation: self.master.incarnation.bytes(),
+            median_ms: self.peers.clocks.median_ms(),
         };
         (request, payload)
     }
@@ -107,21 +128,19 @@ impl Link {
         payload: Vec<Bytes>,
         ttl: Duration,
     ) -> Result<pb::RaftAppendReply, CallError> {
-        let (pool, address) = (self.peers.pool.clone(), self.master.address.clone());
         if payload.is_empty() {
-            let call = pool.call::<calls::RaftAppend>(&address, &request, payload, ttl);
-            return call.await.map(|(reply, _)| reply);
+            return self.peers.append(self.target, &self.master, &request, payload, ttl).await;
         }
         let same = |begun: &pb::RaftAppendRequest| {
             (&begun.vote, &begun.prev, &begun.heads)
                 == (&request.vote, &request.prev, &request.heads)
         };
         if self.appending.as_ref().is_none_or(|(begun, _)| !same(begun)) {
-            let (deadline, request) = (self.peers.limits.append_deadline, request);
+            let (peers, target, master) = (self.peers.clone(), self.target, self.master.clone());
             let begun = request.clone();
             let call = async move {
-                let call = pool.call::<calls::RaftAppend>(&address, &request, payload, deadline);
-                call.await.map(|(reply, _)| reply)
+                let deadline = peers.limits.append_deadline;
+                peers.append(target, &master, &request, payload, deadline).await
             };
             self.appending = Some((begun, Call(seam::spawn(call))));
         }
@@ -158,22 +177,22 @@ impl Link {
     /// Heartbeats beside a snapshot: openraft sends none to who is being sent one (0.9.25), and a follower that
     /// hears nothing for as long as a large one takes would depose its leader, again and again.
     async fn beat(&self, vote: Vote) -> Infallible {
-        let request = pb::RaftAppendRequest {
+        let mut request = pb::RaftAppendRequest {
             vote: Some(vote_to_pb(&vote)),
             from_incarnation: self.peers.incarnation.bytes(),
             to: self.target.0,
             to_incarnation: self.master.incarnation.bytes(),
             ..Default::default()
         };
-        let (pool, every) = (&self.peers.pool, self.peers.limits.heartbeat);
+        let every = self.peers.limits.heartbeat;
         loop {
             tokio::time::sleep(every).await;
             if bug!(MUTE) {
                 continue;
             }
-            let address = &self.master.address;
+            request.median_ms = self.peers.clocks.median_ms();
             // What it answers, the next piece of the snapshot hears too.
-            let _ = pool.call::<calls::RaftAppend>(address, &request, Vec::new(), every).await;
+            let _ = self.peers.append(self.target, &self.master, &request, Vec::new(), every).await;
         }
     }
 

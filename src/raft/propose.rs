@@ -12,11 +12,11 @@ use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use prost::Message;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Entries under way at once in a group. On a single master one is enough: while it is being written, the
 /// next one gathers.
-const IN_FLIGHT_MAX: u32 = 2;
+pub const IN_FLIGHT_MAX: u32 = 2;
 
 /// Where and how a proposal took effect.
 pub type Done = (Term, LogIndex, pb::Outcome);
@@ -29,7 +29,6 @@ pub struct Waiting {
 
 /// Runs until the queue is closed.
 pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiting>) {
-    let slots = Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize));
     let mut held: Option<Waiting> = None;
     loop {
         let first = match held.take() {
@@ -41,7 +40,7 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
         };
         core.wait_for_room().await;
         let wanted = if core.voters() > 1 { 1 } else { IN_FLIGHT_MAX };
-        let slot = slots.clone().acquire_many_owned(wanted).await;
+        let slot = core.slots.clone().acquire_many_owned(wanted).await;
         let mut bytes = first.proposal.encoded_len();
         let mut batch = vec![first];
         while let Ok(waiting) = queue.try_recv() {
@@ -62,7 +61,7 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
         if proposals.is_empty() {
             continue;
         }
-        let command = pb::Command { time_ns: seam::wall_ns(), proposals };
+        let command = pb::Command { time_ns: core.clocks.stamp_ns(), proposals };
         let term = core.term();
         match core.raft.client_write_ff(LogCommand::new(command)).await {
             Ok(written) => {

@@ -6,7 +6,7 @@ use super::types::{
     Entry, LogId, Vote, entry_from_bytes, id_to_pb, membership_from_pb, opt_id_from_pb,
     vote_from_pb, vote_to_pb,
 };
-use super::{ProposeError, members};
+use super::{ProposeError, clocks, members};
 use crate::bug;
 use crate::ids::Uuid;
 use crate::pb;
@@ -56,12 +56,13 @@ struct Envelope<'a> {
 
 impl<M: Machine> Core<M> {
     /// Answers one call of [`calls::RaftVote`], [`calls::RaftAppend`], [`calls::RaftSnapshot`],
-    /// [`calls::Join`] or [`calls::Leader`].
+    /// [`calls::StandForElection`], [`calls::Join`] or [`calls::Leader`].
     pub async fn handle(&self, peer: &Peer, request: Incoming) -> Result<Outgoing, Refusal> {
         match request.method {
             calls::RaftVote::METHOD => self.handle_vote(peer, &request).await,
             calls::RaftAppend::METHOD => self.handle_append(peer, &request).await,
             calls::RaftSnapshot::METHOD => self.handle_snapshot(peer, &request).await,
+            calls::StandForElection::METHOD => self.handle_stand(peer, &request).await,
             calls::Join::METHOD => self.handle_join(&request).await,
             calls::Leader::METHOD => Ok(Outgoing::new::<calls::Leader>(&self.leader_reply())),
             method => Err(Refusal::not_served(method)),
@@ -127,6 +128,9 @@ impl<M: Machine> Core<M> {
             entries: entries(&request, prev_log_id, &incoming.payload).map_err(bad)?,
         };
         let reply = self.raft.append_entries(rpc).await.map_err(raft_error)?;
+        if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+            self.clocks.told(request.median_ms);
+        }
         use pb::raft_append_reply::Result as R;
         let (result, matched, vote) = match reply {
             AppendEntriesResponse::Success => (R::Success, None, None),
@@ -138,6 +142,7 @@ impl<M: Machine> Core<M> {
             result: result.into(),
             matched: matched.as_ref().map(id_to_pb),
             vote: vote.as_ref().map(vote_to_pb),
+            clock_ms: clocks::wall_ms(),
         }))
     }
 
@@ -209,6 +214,35 @@ impl<M: Machine> Core<M> {
     /// Whether the state up to `id` is in the state machine here, which for a snapshot means durable.
     fn has_applied(&self, id: LogId) -> bool {
         self.shared.lock().last.is_some_and(|last| last.index >= id.index)
+    }
+
+    /// The leader wants to lead no more, and this node to win the election: it must have the whole log.
+    async fn handle_stand(&self, peer: &Peer, request: &Incoming) -> Result<Outgoing, Refusal> {
+        let request = request.decode::<calls::StandForElection>()?;
+        self.check(
+            peer,
+            &Envelope {
+                from_incarnation: &request.from_incarnation,
+                to: request.to,
+                to_incarnation: &request.to_incarnation,
+            },
+        )?;
+        let last = opt_id_from_pb(&request.last_log).map_err(bad)?.map(|id| id.index);
+        let (now, whole) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let now = metrics.current_term == request.term
+                && metrics.current_leader == Some(peer.identity.node);
+            (now, metrics.last_log_index >= last)
+        };
+        if !now {
+            return Err(Refusal::new(RefusalCode::StaleTerm, "the caller does not lead"));
+        }
+        if !whole {
+            return Err(Refusal::new(RefusalCode::Busy, "the log is not here yet"));
+        }
+        self.raft.trigger().elect().await.map_err(fatal)?;
+        Ok(Outgoing::new::<calls::StandForElection>(&pb::StandReply {}))
     }
 
     async fn handle_join(&self, request: &Incoming) -> Result<Outgoing, Refusal> {

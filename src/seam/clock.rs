@@ -56,7 +56,8 @@ pub fn now() -> Mono {
     Mono(source().mono_ns())
 }
 
-/// The calling node's wall clock, nanoseconds since 1970. Only fills timestamps (rule: no decision uses it).
+/// The calling node's wall clock, nanoseconds since 1970. Only fills timestamps; what decides never looks at it, but
+/// that masters compare their clocks (rule B3).
 pub fn wall_ns() -> u64 {
     source().wall_ns()
 }

@@ -74,6 +74,8 @@ calls! {
     36 Join(JoinRequest) -> JoinReply;
     /// Master to leader: an administrator's call that reached a follower.
     37 Admin(AdminCall) -> AdminAnswer;
+    /// Leader to a follower: stand for election.
+    38 StandForElection(StandRequest) -> StandReply;
     /// Chunkserver to leader: here I am, with these disks.
     64 Register(RegisterRequest) -> RegisterReply;
     /// Chunkserver to leader: still here.

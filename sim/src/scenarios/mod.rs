@@ -32,6 +32,7 @@ mod store_model;
 mod tables_model;
 mod told_late;
 mod wal_model;
+mod wrong_clock;
 
 use crate::harness::{Mutant, Scenario, Share};
 
@@ -72,6 +73,7 @@ pub const ALL: &[Scenario] = &[
     placement_model::SCENARIO,
     damage::SCENARIO,
     master_full::SCENARIO,
+    wrong_clock::SCENARIO,
 ];
 
 /// Every planted bug with the scenarios that should catch it.

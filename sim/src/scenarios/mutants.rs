@@ -55,6 +55,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("MUTE", "no heartbeat beside a snapshot", "catching_up", 4),
     Mutant::caught("PURGE", "log purged while a snapshot is under way", "catching_up", 4),
     Mutant::caught("DEAF", "a report is asked for once", "told_late", 20),
+    Mutant::caught("DREAMER", "a leader with a wrong clock leads on", "wrong_clock", 4),
     Mutant::caught("FICKLE", "a leader that is silent once is left", "lost_in_a_row", 4),
     Mutant::caught("GHOST", "a master that was replaced still counts", "damage", 40),
     Mutant::caught("STUBBORN", "a session that is over is asked for again", "late_session", 4),

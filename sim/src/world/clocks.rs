@@ -82,6 +82,12 @@ pub fn step_wall(node: NodeId, by_ms: i64) {
     });
 }
 
+/// What the node's wall clock shows, milliseconds since 1970.
+pub fn wall_ms(node: NodeId) -> i64 {
+    let now = trace::now_ns();
+    with(node, |clock| ((clock.wall_ns + clock.passed(now)) / 1_000_000).cast_signed())
+}
+
 /// The machine starts anew: its monotonic clock begins somewhere else.
 pub fn reboot(node: NodeId, mono_ns: u64) {
     let now = trace::now_ns();

@@ -235,6 +235,11 @@ impl World {
         clocks::step_wall(self.node(name).id(), by_ms);
     }
 
+    /// What the node's wall clock shows, milliseconds since 1970.
+    pub fn wall_ms(&self, name: &str) -> i64 {
+        clocks::wall_ms(self.node(name).id())
+    }
+
     /// Ends every fault: nothing happens to frames any more, links are whole, everything runs and disks are
     /// quick. Injectors must have ended.
     pub async fn heal(&self) {
