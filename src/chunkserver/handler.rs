@@ -115,11 +115,11 @@ async fn read(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
     let (offset, len) = (question.offset, question.len);
     let writer = shared.found(id)?;
     let store = writer.store();
-    let mut blocks = read_blocks(shared, &writer, id, offset, len).await?;
+    let mut blocks = read_blocks(shared, writer, id, offset, len).await?;
     if blocks.length < offset.saturating_add(len) && store.status(id).is_some_and(|s| s.corrupt) {
         // What is missing may be readable by now; if not, what is there is the answer.
         let _ = writer.review(id).await;
-        blocks = read_blocks(shared, &writer, id, offset, len).await?;
+        blocks = read_blocks(shared, writer, id, offset, len).await?;
     }
     let Blocks { offset, length, crcs, data } = blocks;
     add(&shared.counters.reads, 1);

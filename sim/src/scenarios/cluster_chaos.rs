@@ -103,11 +103,11 @@ async fn run(seed: u64, chaos_ms: Option<u64>) {
     work(Options { chaos_ms: chaos_ms.unwrap_or(drawn.chaos_ms), ..drawn }).await;
 }
 
-/// Half of the runs with copies, a few of them single; erasure coding where there are enough servers.
+/// A quarter of the runs with erasure coding, as far as there are servers for it; the others with copies, a few of them single.
 pub(super) fn options(seed: u64) -> Options {
     let options = Options::draw(seed);
-    let (data, parity) = match (seed % 4, options.chunkservers >= 6) {
-        (0, true) => (4, 2),
+    let (data, parity) = match seed % 4 {
+        0 => options.draw_layout(),
         _ => (1, options.parity),
     };
     Options { data, parity, ..options }
