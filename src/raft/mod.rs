@@ -240,14 +240,7 @@ impl<M: Machine> RaftNode<M> {
             space: space.seen(),
             stopping: AtomicBool::new(false),
         });
-        let tasks = vec![
-            seam::spawn(propose::run(core.clone(), proposed)),
-            seam::spawn(propose::run_reads(core.clone(), asked)),
-            seam::spawn(self::core::watch(core.clone())),
-            seam::spawn(self::core::keep_house(core.clone(), space)),
-            seam::spawn(members::promote(core.clone())),
-            seam::spawn(handover::run(core.clone())),
-        ];
+        let tasks = begin(&core, proposed, asked, space);
         Ok(Arc::new(RaftNode { core, tasks: Mutex::new(tasks) }))
     }
 
@@ -388,6 +381,23 @@ impl<M: Machine> Drop for RaftNode<M> {
     fn drop(&mut self) {
         self.take_tasks().iter().for_each(JoinHandle::abort);
     }
+}
+
+/// The tasks of a node.
+fn begin<M: Machine>(
+    core: &Arc<Core<M>>,
+    proposed: mpsc::Receiver<propose::Waiting>,
+    asked: mpsc::Receiver<propose::Reader>,
+    space: Space,
+) -> Vec<JoinHandle<()>> {
+    vec![
+        seam::spawn(propose::run(core.clone(), proposed)),
+        seam::spawn(propose::run_reads(core.clone(), asked)),
+        seam::spawn(self::core::watch(core.clone())),
+        seam::spawn(self::core::keep_house(core.clone(), space)),
+        seam::spawn(members::promote(core.clone())),
+        seam::spawn(handover::run(core.clone())),
+    ]
 }
 
 /// Rule B4: an empty directory never starts under a known id.

@@ -45,6 +45,7 @@ of_calls!(
     Leader,
     Join,
     Admin,
+    StandForElection,
     Register,
     Heartbeat,
     Report,
