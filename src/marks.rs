@@ -1,7 +1,8 @@
 //! Marks tie rare branches to the tests that must reach them, and switch planted bugs.
 //!
 //! `mark!("torn tail cut")` counts that a branch was reached; `maybe!(cond, "name")` that a condition was
-//! true at least once; `bug!(M01)` is false unless a test switched that planted mistake on. All three are
+//! true at least once; `bug!(M01)` is false unless a test switched that planted mistake on; `fault!("queue full")` is true now and
+//! then in a simulation that asked for it, where something rare may happen that everybody must bear. All four are
 //! compiled to nothing (false) without the feature `sim`, except in this crate's own unit tests.
 //! `invariant!(cond, "why")` panics in every build; only simulations can switch it off.
 
@@ -9,7 +10,7 @@
 mod active {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
     #[derive(Default)]
     struct State {
@@ -21,6 +22,7 @@ mod active {
     static STATE: Mutex<State> =
         Mutex::new(State { hits: BTreeMap::new(), bug: None, bug_reached: 0 });
     static ASSERTING: AtomicBool = AtomicBool::new(true);
+    static POINTS: OnceLock<fn(&'static str) -> bool> = OnceLock::new();
 
     fn state() -> MutexGuard<'static, State> {
         STATE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -52,6 +54,16 @@ mod active {
     /// How often the planted bug's site was reached.
     pub fn bug_reached() -> u64 {
         state().bug_reached
+    }
+
+    /// Asks `fires` from now on whether a fault point fires; the first call counts.
+    pub fn watch_faults(fires: fn(&'static str) -> bool) {
+        let _ = POINTS.set(fires);
+    }
+
+    /// Whether the fault point of this name fires; never where nobody watches.
+    pub fn fault(name: &'static str) -> bool {
+        POINTS.get().is_some_and(|fires| fires(name))
     }
 
     /// Whether `invariant!` panics. Switched off, it shows what the oracles see without it.
@@ -112,6 +124,22 @@ macro_rules! bug {
         #[cfg(any(feature = "sim", test))]
         {
             $crate::marks::bug(stringify!($name))
+        }
+        #[cfg(not(any(feature = "sim", test)))]
+        {
+            false
+        }
+    }};
+}
+
+/// True now and then in simulations that switched fault points on: something rare and legal happens here. Constant
+/// false without the feature `sim`.
+#[macro_export]
+macro_rules! fault {
+    ($name:literal) => {{
+        #[cfg(any(feature = "sim", test))]
+        {
+            $crate::marks::fault($name)
         }
         #[cfg(not(any(feature = "sim", test)))]
         {

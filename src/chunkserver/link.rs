@@ -8,7 +8,7 @@ use crate::pb;
 use crate::seam::{self, Mono};
 use crate::store::{DiskError, ReplicaId};
 use crate::wire::{Call, CallError, RefusalCode, Server, calls};
-use crate::{bug, mark};
+use crate::{bug, fault, mark};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +93,9 @@ impl Link {
                 self.register().await;
             } else if self.heartbeat().await {
                 // What the leader told this server, or was told, may be lost: it is compared now and then.
-                if self.report.is_none() && begun.since(self.reported) > self.report_period() {
+                let due =
+                    self.report.is_none() && begun.since(self.reported) > self.report_period();
+                if due || fault!("chunkserver: report begun anew") {
                     self.begin_report(0);
                 }
                 self.send_report(begun + heartbeat).await;

@@ -88,7 +88,11 @@ impl OpenChunk {
         Some(OpenChunk {
             id: ChunkId(chunk.id),
             epoch: chunk.epoch,
-            capacity: capacity(layout, limits),
+            // Every chunk has room for one stripe.
+            capacity: match crate::fault!("client: chunk taken for full early") {
+                true => layout.stripe_bytes(),
+                false => capacity(layout, limits),
+            },
             layout,
             generation,
             homes,

@@ -179,7 +179,9 @@ impl Fetcher {
         let pieces = self.fetch(chunk, low, high, until).await?;
         {
             let mut blocks = locked(&self.blocks);
-            pieces.iter().for_each(|(at, data)| blocks.insert(chunk, *at, data));
+            if !crate::fault!("client: bytes not kept") {
+                pieces.iter().for_each(|(at, data)| blocks.insert(chunk, *at, data));
+            }
         }
         drop(claim);
         Ok(pieces.iter().filter_map(|(at, data)| slice(*at, data, from, to)).collect())
@@ -256,6 +258,7 @@ impl Fetcher {
         let known = locked(&self.chunks).get(&chunk).cloned();
         if let Some(info) = known
             && !fresh
+            && !crate::fault!("client: homes of a chunk forgotten")
         {
             return Ok(info);
         }
@@ -304,6 +307,9 @@ impl Fetcher {
             })
             .collect();
         order.sort_by_key(|(last, turn, _)| (*last, *turn));
+        if crate::fault!("client: copies asked in another order") {
+            order.reverse();
+        }
         order.into_iter().map(|(_, _, home)| home).collect()
     }
 

@@ -76,6 +76,10 @@ impl Client {
             return None;
         }
         let old = file.dirty_since.is_some_and(|t| now.since(t) >= self.limits.dirty_age_max);
+        if old && !pressure && crate::fault!("client: flush late") {
+            return None;
+        }
+        let old = old || crate::fault!("client: flush early");
         if old || pressure {
             return Some(Due::Old);
         }
@@ -115,6 +119,9 @@ impl Client {
             left = self.rescue(flight, lost);
             if crate::bug!(M38) {
                 self.forge(inode, flight);
+            }
+            if crate::fault!("client: commit late") {
+                tokio::time::sleep(self.limits.retry_pause * 2).await;
             }
             if let Err(errno) = self.turn(inode, flight).await {
                 durable.iter().for_each(|part| self.writers.release(part));

@@ -150,6 +150,10 @@ impl Masters {
         loop {
             let left = seam::now().until(until);
             let target = self.target();
+            if crate::fault!("client: leader forgotten") {
+                self.turn(&target);
+            }
+            let target = self.target();
             let attempt = ATTEMPT_DEADLINE.min(left);
             let error = match self.attempt::<C>(&target, request, attempt).await {
                 Ok(reply) => {

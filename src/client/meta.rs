@@ -108,6 +108,9 @@ impl Meta {
 
     /// What is known of a name, with the attributes of what it names.
     pub fn find(&self, parent: InodeId, name: &[u8]) -> Option<Result<Attr, Errno>> {
+        if crate::fault!("client: name not remembered") {
+            return None;
+        }
         let now = seam::now();
         let known = self.table.get(parent)?.lock().dir.as_ref()?.get(name, now);
         match known {

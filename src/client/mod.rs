@@ -200,6 +200,9 @@ impl Drop for Client {
 async fn keepalive(client: Weak<Client>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
+        if crate::fault!("client: keepalive late") {
+            tokio::time::sleep(interval / 2).await;
+        }
         let Some(client) = client.upgrade() else { return };
         client.session.keepalive().await;
     }

@@ -306,6 +306,9 @@ impl Session {
             state.want_ids(&mut entries);
         }
         while entries.len() < self.limits.batch_ops_max {
+            if !entries.is_empty() && crate::fault!("client: batch cut short") {
+                break;
+            }
             let Some(entry) = state.queue.front() else { break };
             // A caller that gave up before anything was sent: certainly not executed.
             if entry.done.as_ref().is_some_and(oneshot::Sender::is_closed) {

@@ -18,7 +18,7 @@ pub(super) async fn lead(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(ROUND).await;
         remember_peers(&shared).await;
-        if !shared.raft.is_leader_ready() {
+        if !shared.raft.is_leader_ready() || crate::fault!("master: round skipped") {
             continue;
         }
         if let Err(refusal) = round(&shared).await {

@@ -434,6 +434,9 @@ async fn rebuild(
             shard_len(chunk, shard)
         ));
     }
+    if crate::fault!("master: repair given up before its commit") {
+        return Err("given up".to_owned());
+    }
     let command = pb::ReplaceReplicaCmd {
         chunk: chunk.id,
         epoch: chunk.epoch,

@@ -101,6 +101,7 @@ fn readdir(
     let dir = dir(read, InodeId(q.inode))?;
     result.dir = Some(dir.attr);
     let limit = (q.limit as usize).clamp(1, ROWS_MAX);
+    let limit = if crate::fault!("namespace: page of a directory cut short") { 1 } else { limit };
     let next = if crate::bug!(M45) { q.cookie } else { q.cookie.saturating_add(1) };
     let (from, to) = ((dir.id(), next), (InodeId(q.inode + 1), 0));
     let mut rows = read.range::<Cookies>(&from, Some(&to));

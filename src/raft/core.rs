@@ -12,9 +12,9 @@ use super::space::{Needs, Seen, Space};
 use super::types::Types;
 use crate::ids::{LogIndex, NodeId, Term, Uuid};
 use crate::limits::Limits;
-use crate::mark;
 use crate::pb;
 use crate::wire::Pool;
+use crate::{fault, mark};
 use openraft::error::Fatal;
 use openraft::{Raft, ServerState};
 use std::sync::Arc;
@@ -127,6 +127,9 @@ impl<M: Machine> Core<M> {
     pub async fn propose(&self, proposal: pb::Proposal) -> Result<Done, ProposeError> {
         if !self.is_leader() {
             return Err(self.not_leader());
+        }
+        if fault!("raft: queue full") {
+            return Err(ProposeError::Busy);
         }
         let (answer, done) = oneshot::channel();
         let queued = self.proposals.try_send(Waiting { proposal, answer });
@@ -253,7 +256,8 @@ pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
         let much = bytes - bytes_at_checkpoint >= log_bytes_max;
         core.shared.pressed.store(low && much, Ordering::Relaxed);
         let overlay = core.shared.overlay_bytes();
-        if much || overlay >= core.limits.overlay_bytes_checkpoint || core.is_squeezed() {
+        let due = much || overlay >= core.limits.overlay_bytes_checkpoint || core.is_squeezed();
+        if due || fault!("raft: checkpoint early") {
             bytes_at_checkpoint = bytes;
             let _ = core.raft.trigger().snapshot().await;
         }

@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::types::{LogCommand, Types};
 use crate::ids::{LogIndex, Term};
 use crate::pb;
-use crate::{bug, invariant, mark, maybe, seam};
+use crate::{bug, fault, invariant, mark, maybe, seam};
 use openraft::error::ClientWriteError;
 use openraft::raft::ClientWriteResult;
 use prost::Message;
@@ -43,7 +43,9 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
         let slot = core.slots.clone().acquire_many_owned(wanted).await;
         let mut bytes = first.proposal.encoded_len();
         let mut batch = vec![first];
-        while let Ok(waiting) = queue.try_recv() {
+        while !fault!("raft: batch cut short")
+            && let Ok(waiting) = queue.try_recv()
+        {
             bytes += waiting.proposal.encoded_len();
             if bytes > core.space.entry_bytes_max(&core.limits) {
                 held = Some(waiting);
@@ -68,6 +70,9 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>, mut queue: mpsc::Receiver<Waiti
                 let core = core.clone();
                 seam::spawn(async move {
                     let result = fate(&core, term, written).await;
+                    if fault!("raft: answer late") {
+                        tokio::time::sleep(core.limits.heartbeat / 2).await;
+                    }
                     drop(slot);
                     answer(&core, result, answers);
                 });

@@ -177,7 +177,8 @@ impl Writer {
                 return Err(StoreError::Closed);
             }
             let (jobs, bytes) = (queue.waiting.len() + 1, queue.bytes + job.bytes());
-            if jobs > limits.store_queue_max || bytes > limits.store_queue_bytes_max {
+            let full = jobs > limits.store_queue_max || bytes > limits.store_queue_bytes_max;
+            if full || crate::fault!("store: queue full") {
                 crate::mark!("store: queue full");
                 return Err(StoreError::Busy(self.store.describe()));
             }
@@ -218,8 +219,12 @@ impl Writer {
 
     fn take(&self) -> Option<VecDeque<Pending>> {
         let mut queue = self.lock();
-        queue.bytes = 0;
-        let batch = std::mem::take(&mut queue.waiting);
+        let rest = match queue.waiting.len() > 1 && crate::fault!("store: batch cut short") {
+            true => queue.waiting.split_off(1),
+            false => VecDeque::new(),
+        };
+        let batch = std::mem::replace(&mut queue.waiting, rest);
+        queue.bytes = queue.waiting.iter().map(|pending| pending.job.bytes()).sum();
         queue.running = !batch.is_empty();
         queue.running.then_some(batch)
     }

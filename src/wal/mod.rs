@@ -25,7 +25,7 @@ pub use segments::{Spare, SpareJob};
 use crate::ids::{LogIndex, NodeId, Term};
 use crate::limits::Limits;
 use crate::seam::{self, Disk};
-use crate::{bug, invariant, mark};
+use crate::{bug, fault, invariant, mark};
 use bytes::Bytes;
 use record::{Head, Header, Kind, SECTOR_BYTES};
 use recover::Located;
@@ -432,7 +432,9 @@ impl Wal {
         let len = body.iter().map(|part| part.len()).sum();
         let bytes = record::record_bytes(len);
         let at = self.offset + self.waiting.len() as u64;
-        if at + bytes as u64 > self.segments.active().len {
+        let len = self.segments.active().len;
+        let early = at > len / 4 && fault!("wal: segment cut early");
+        if early || at + bytes as u64 > len {
             self.sync()?;
             self.begin_segment(self.sequence, bytes)?;
         }

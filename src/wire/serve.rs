@@ -441,6 +441,9 @@ impl Serving {
             body: &head[frame::HEADER_BYTES..],
             payload: &payload,
         });
+        if self.calls.is_empty() && crate::fault!("wire: connection closed after a reply") {
+            self.silent_until = Some(Box::pin(tokio::time::sleep(Duration::ZERO)));
+        }
         self.send(verdict, OutFrame { id, head, payload })
     }
 

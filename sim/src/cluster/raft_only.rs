@@ -160,7 +160,14 @@ async fn begin(raft: &RaftNode, incarnation: Uuid, address: &str) -> Result<(), 
     for kind in
         [pb::proposal::Kind::InitCluster(init), pb::proposal::Kind::RegisterMaster(register)]
     {
-        let proposed = raft.propose(pb::Proposal { kind: Some(kind) }).await;
+        let proposal = pb::Proposal { kind: Some(kind) };
+        let proposed = loop {
+            match raft.propose(proposal.clone()).await {
+                // Certainly not done; a master's leader repeats it in its next round.
+                Err(ProposeError::Busy) => tokio::time::sleep(Duration::from_millis(5)).await,
+                other => break other,
+            }
+        };
         let (_, _, outcome) = proposed.map_err(|error| error.to_string())?;
         if outcome.errno != 0 {
             return Err(format!("beginning the cluster: errno {}", outcome.errno));

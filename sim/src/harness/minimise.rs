@@ -131,10 +131,11 @@ impl Search<'_> {
 
 type Pass = fn(&Search<'_>, Plan) -> Plan;
 
-const PASSES: [(&str, Pass); 6] = [
+const PASSES: [(&str, Pass); 7] = [
     ("fewer frame faults", fewer_frames),
     ("fewer strikes", fewer_strikes),
     ("less damage", less_damage),
+    ("fewer fault points", fewer_points),
     ("fewer operations", fewer_operations),
     ("a plainer world", plainer_world),
     ("plainer strikes", plainer_strikes),
@@ -178,6 +179,15 @@ fn less_damage(search: &Search<'_>, plan: Plan) -> Plan {
         let damage = plan.damage.iter().zip(kept).filter(|(_, kept)| **kept);
         let damage = damage.map(|((number, what), _)| (*number, what.clone())).collect();
         Plan { damage, ..plan.clone() }
+    })
+}
+
+fn fewer_points(search: &Search<'_>, plan: Plan) -> Plan {
+    let count = plan.points.len();
+    search.leave_out(plan, count, |plan, kept| {
+        let points = plan.points.iter().zip(kept).filter(|(_, kept)| **kept);
+        let points = points.map(|((name, fires), _)| (name.clone(), *fires)).collect();
+        Plan { points, ..plan.clone() }
     })
 }
 
@@ -311,6 +321,9 @@ pub fn describe(plan: &Plan) -> String {
     }
     for (number, what) in &plan.damage {
         text += &format!("step {number} of further damage: {what}\n");
+    }
+    for (name, fires) in &plan.points {
+        text += &format!("fault point \"{name}\", once in {} times\n", fires.out_of);
     }
     for fault in &plan.frames {
         text += &format!("{fault}\n");

@@ -94,6 +94,8 @@ pub enum FaultClass {
     MasterWiped,
     /// A master comes back with nothing but its superblock.
     MasterBare,
+    /// Something rare and legal happens at a fault point of the library.
+    FaultPoint,
 }
 
 use FaultClass::*;

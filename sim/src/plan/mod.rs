@@ -6,12 +6,15 @@
 
 mod classes;
 mod frames;
+mod points;
 mod strikes;
 
 pub use classes::FaultClass;
 pub use frames::{Fate, FrameFault, FrameKey};
+pub use points::begin_points;
 pub use strikes::{Planned, Strike};
 
+use crate::rng::Ratio;
 use crate::world::Options;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +34,9 @@ pub struct Plan {
     pub damage: BTreeMap<u64, String>,
     /// What happened to single frames and to the handlers of single requests.
     pub frames: Vec<FrameFault>,
+    /// The fault points that are active, and how often each fires.
+    #[serde(default)]
+    pub points: BTreeMap<String, Ratio>,
     /// By client: which of its operations it performs until the world heals, the others it skips.
     pub programs: BTreeMap<String, Range<u64>>,
 }
@@ -57,6 +63,7 @@ struct State {
     frames_seen: BTreeMap<FrameKey, u64>,
     /// The given plan's frame faults.
     fates: BTreeMap<(FrameKey, u64), Fate>,
+    points: points::Points,
     healed: bool,
     /// Classes of faults that are left out.
     off: BTreeSet<FaultClass>,

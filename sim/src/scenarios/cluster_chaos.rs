@@ -55,6 +55,7 @@ pub const SCENARIO: Scenario = Scenario {
         "fault: lost sectors",
         "fault: request lost",
         "fault: reply lost",
+        "fault: point",
     ],
     run: |seed| Box::pin(run(seed, None)),
 };
@@ -103,9 +104,10 @@ async fn run(seed: u64, chaos_ms: Option<u64>) {
     work(Options { chaos_ms: chaos_ms.unwrap_or(drawn.chaos_ms), ..drawn }).await;
 }
 
-/// A quarter of the runs with erasure coding, as far as there are servers for it; the others with copies, a few of them single.
+/// A quarter of the runs with erasure coding, as far as there are servers for it; the others with copies, a few of
+/// them single.
 pub(super) fn options(seed: u64) -> Options {
-    let options = Options::draw(seed);
+    let options = Options::draw(seed).with_points();
     let (data, parity) = match seed % 4 {
         0 => options.draw_layout(),
         _ => (1, options.parity),

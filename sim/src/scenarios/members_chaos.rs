@@ -48,7 +48,7 @@ const KINDS: [DamageKind; 8] = [
 ];
 
 async fn run(seed: u64) {
-    let drawn = cluster_chaos::options(seed).calm();
+    let drawn = cluster_chaos::options(seed).calm().with_points();
     let parity = drawn.parity.max(1);
     let chunkservers = drawn.chunkservers.max(drawn.data + parity + 1);
     let mut rng = Rng::new(seed).fork("members options");

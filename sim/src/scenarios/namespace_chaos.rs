@@ -131,7 +131,7 @@ impl Known {
 }
 
 async fn run(seed: u64) {
-    work(Options::draw(seed)).await;
+    work(Options::draw(seed).with_points()).await;
 }
 
 async fn members(seed: u64) {

@@ -67,7 +67,7 @@ pub const SCENARIO: Scenario = Scenario {
 type Ledger = Arc<Mutex<BTreeMap<String, Option<bool>>>>;
 
 async fn run(seed: u64) {
-    let world = World::new(Options { parity: 1, ..Options::draw(seed) });
+    let world = World::new(Options { parity: 1, ..Options::draw(seed).with_points() });
     let masters = Masters::default();
     let watching = masters.clone();
     world.frames.watch(Persist::new(&world, move |leader, _| watching.majority(leader)));

@@ -45,6 +45,7 @@ async fn run(seed: u64) {
     let (masters, chunkservers) = (3, drawn.chunkservers.max(drawn.parity + 2));
     let mut options = Options { masters, chunkservers, net, ..drawn };
     options.faults.kinds.clear();
+    options.points = false;
     // With tiny limits what servers report of themselves from time to time would put all right soon.
     options.tiny = false;
     cluster_chaos::work_with(options, |world, cluster| {

@@ -49,6 +49,7 @@ impl World {
     pub fn new(options: Options) -> Arc<World> {
         clocks::install();
         let options = plan::options(options);
+        plan::begin_points(options.seed, options.points);
         let rng = Rng::new(options.seed);
         let text = serde_json::to_string(&options).expect("options print");
         trace::say(Kind::Phase, "world", &format!("options {text}"));

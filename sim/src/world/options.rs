@@ -36,6 +36,9 @@ pub struct Options {
     /// Damage beyond crashes.
     #[serde(default)]
     pub damage: DamageOptions,
+    /// Fault points of the library are on: some of them, drawn from the seed (`plan::begin_points`).
+    #[serde(default)]
+    pub points: bool,
     /// Classes of faults that are left out although they are drawn.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub off: BTreeSet<FaultClass>,
@@ -187,6 +190,7 @@ impl Options {
             },
             faults: FaultOptions { pause_ms: rng.range(150, 1_500), kinds },
             damage: DamageOptions::default(),
+            points: false,
             off: BTreeSet::new(),
         }
     }
@@ -195,6 +199,12 @@ impl Options {
     fn servers(seed: u64, drawn: u32) -> u32 {
         let mut rng = Rng::new(seed).fork("more servers");
         if rng.chance(1, 8) { rng.range(8, 10) as u32 } else { drawn }
+    }
+
+    /// Fault points on, in half of the runs.
+    pub fn with_points(self) -> Options {
+        let points = Rng::new(self.seed).fork("points").chance(1, 2);
+        Options { points, ..self }
     }
 
     /// An erasure-coded layout that so many chunkservers can hold, data and parity shards.
@@ -217,6 +227,7 @@ impl Options {
     pub fn calm(mut self) -> Options {
         self.net = NetOptions { latency_us_min: 100, latency_us_max: 1000, ..NetOptions::calm() };
         self.faults.kinds.clear();
+        self.points = false;
         self
     }
 }
