@@ -267,7 +267,7 @@ fn a_damaged_master_of_three_enters_anew_while_the_others_go_on() {
         // The others go on.
         make_classes(&cluster, made..made + 3);
         made += 3;
-        let before = number(&cluster, damaged);
+        let before = number_at(&cluster, damaged);
         if row.starts_with("superblock") {
             let line = refusal(&cluster, damaged);
             names_file_and_remedy(&case, &dir, &line);
@@ -276,14 +276,14 @@ fn a_damaged_master_of_three_enters_anew_while_the_others_go_on() {
             cluster.start_master(damaged);
             if case.then == Then::Refused {
                 until("it has entered anew", 60, || {
-                    (number(&cluster, damaged) != before && members(&cluster) == 3).then_some(())
+                    (number_at(&cluster, damaged) != before && members(&cluster) == 3).then_some(())
                 });
             }
         }
         cluster.wait_whole();
         // By itself, and what it had is kept aside.
         let anew = case.then == Then::Refused;
-        assert_eq!(number(&cluster, damaged) != before, anew, "{row}");
+        assert_eq!(number_at(&cluster, damaged) != before, anew, "{row}");
         assert_eq!(
             dir.join("damaged/wal").exists(),
             anew && !row.starts_with("superblock"),
@@ -307,7 +307,7 @@ fn members(cluster: &Cluster) -> usize {
 }
 
 /// The highest number at the address of a master.
-fn number(cluster: &Cluster, index: usize) -> u64 {
+fn number_at(cluster: &Cluster, index: usize) -> u64 {
     let (masters, address) = (cluster.masters_flag(), cluster.master_address(index));
     let list = json("mooseng", &["--masters", &masters, "--json", "master", "list"]);
     let here = list.as_array().unwrap().iter().filter(|m| m["address"] == address.as_str());
