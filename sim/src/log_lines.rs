@@ -23,7 +23,10 @@ impl Visit for Text {
 
 impl Subscriber for Printer {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= self.0 && metadata.target().starts_with("mooseng")
+        let ours = metadata.target().starts_with("mooseng");
+        // What openraft has to say below a warning is far too much.
+        let raft = metadata.target().starts_with("openraft") && *metadata.level() <= Level::WARN;
+        *metadata.level() <= self.0 && (ours || raft)
     }
 
     fn new_span(&self, _span: &Attributes<'_>) -> Id {

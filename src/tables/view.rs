@@ -92,6 +92,8 @@ impl View {
         see: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<R, TableError> {
         match self.overlay.get(key) {
+            // UNDEAD: a row that is gone above may be there below.
+            Some(Slot::Gone) if crate::bug!(UNDEAD) => self.with_raw_below(key, see),
             Some(slot) => Ok(see(slot.row().map(|row| &**row))),
             None => self.with_raw_below(key, see),
         }

@@ -108,6 +108,8 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("SECTOR", "a record in one sector is taken without its CRC", "wal_model", 20),
     Mutant::caught("STALE", "a connection is kept although it broke", "frame_chaos", 60),
     Mutant::caught("WALL", "silence is reckoned by the wall clock", "frame_chaos", 60),
+    Mutant::caught("ONCE", "the vote has no second copy", "wal_faults", 20),
+    Mutant::caught("UNDEAD", "a deleted row comes back from the level below", "raft_chaos", 20),
 ];
 
 /// Those without, and why.
