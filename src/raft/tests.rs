@@ -183,13 +183,13 @@ async fn one_master_answers_and_remembers() {
     // Rule B4: neither a lost log nor one that was rolled back goes unnoticed, with tables or without.
     remove(&home.dir.join("wal")).expect("removed");
     let refused = home.start(true).await.err().expect("refused");
-    assert!(matches!(refused, StartError::Identity(_)), "{refused}");
+    assert!(matches!(refused, StartError::Lost(_)), "{refused}");
     prepare(&home.disk(), &home.limits).expect("an empty log");
     let refused = home.start(false).await.err().expect("refused");
     assert!(refused.to_string().contains("before the checkpoint"), "{refused}");
     remove(&home.dir).expect("removed");
     let refused = home.start(true).await.err().expect("the founder's number, and nothing else");
-    assert!(matches!(refused, StartError::Identity(_)), "{refused}");
+    assert!(matches!(refused, StartError::Lost(_)), "{refused}");
     remove(&home.dir).expect("removed");
 }
 
