@@ -32,8 +32,8 @@ impl Reading {
 struct State {
     peers: BTreeMap<u64, Reading>,
     median: Option<Reading>,
-    /// When a leader was last heard of: by its appends, or by leading.
-    led: Mono,
+    /// Whether another voter's clock was near it when it was taken.
+    others_near: bool,
 }
 
 /// See the module.
@@ -83,7 +83,6 @@ impl Clocks {
     pub fn told(&self, median_ms: u64) {
         let at = seam::now();
         let mut state = self.state();
-        state.led = at;
         if let Some(wall_ms) = i64::try_from(median_ms).ok().filter(|ms| *ms > 0) {
             state.median = Some(Reading { wall_ms, at });
         }
@@ -94,7 +93,6 @@ impl Clocks {
     pub fn look(&self, me: u64, voters: &[u64]) {
         let (at, own) = (seam::now(), wall_ms().cast_signed());
         let mut state = self.state();
-        state.led = at;
         let read = |id: &u64| match *id == me {
             true => Some(own),
             false => state.peers.get(id)?.fresh(at),
@@ -106,6 +104,9 @@ impl Clocks {
         let near = |median: &i64| clocks.iter().any(|ms| ms.abs_diff(*median) <= self.most());
         let median = middle(clocks.clone()).filter(near);
         if let Some(wall_ms) = median {
+            let mut others = voters.iter().filter(|id| **id != me).filter_map(read);
+            let others_near = others.any(|ms| ms.abs_diff(wall_ms) <= self.most());
+            state.others_near = others_near;
             state.median = Some(Reading { wall_ms, at });
         }
     }
@@ -118,8 +119,12 @@ impl Clocks {
         self.state().median?.fresh(seam::now())
     }
 
-    /// The median as it goes into messages; 0 if it is not known.
+    /// The median as it goes into messages; 0 if it is not known, or if nobody but this leader is near it: the others
+    /// must not leave the next election to each other.
     pub fn median_ms(&self) -> u64 {
+        if !self.state().others_near {
+            return 0;
+        }
         self.median().map_or(0, i64::cast_unsigned)
     }
 
@@ -148,12 +153,6 @@ impl Clocks {
         near.sort_unstable();
         near.into_iter().map(|(_, id)| id).collect()
     }
-
-    /// Whether this node may stand for election: one whose clock is wrong leaves it to the others until nobody has
-    /// led for `patience`.
-    pub fn may_stand(&self, patience: Duration) -> bool {
-        self.off_by().is_none() || seam::now().since(self.state().led) >= patience
-    }
 }
 
 #[cfg(test)]
@@ -179,8 +178,6 @@ mod tests {
         assert_eq!(clocks.near(&[1, 2, 3]), [2, 3]);
         let late = seam::wall_ns().abs_diff(clocks.stamp_ns()) / 1_000_000;
         assert!(late.abs_diff(HOUR_MS.unsigned_abs()) < 1_000, "stamps are the median's");
-        assert!(!clocks.may_stand(Duration::from_secs(60)));
-        assert!(clocks.may_stand(Duration::ZERO), "nobody else leads");
     }
 
     #[test]

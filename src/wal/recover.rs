@@ -199,7 +199,25 @@ fn slots(disk: &dyn Disk) -> Result<Vec<u64>, WalError> {
     Ok(names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect())
 }
 
+/// Reads of a segment that differ before the last one is believed.
+const READS_MAX: usize = 4;
+
+/// Reads until two in a row say the same: what one read got from elsewhere on the disk would be taken for a torn
+/// tail, and cut.
 fn read_all(disk: &dyn Disk, path: &str) -> Result<Vec<u8>, WalError> {
+    let mut before = read_once(disk, path)?;
+    for _ in 0..READS_MAX {
+        let again = read_once(disk, path)?;
+        if again == before {
+            break;
+        }
+        crate::mark!("wal: a segment read differently the second time");
+        before = again;
+    }
+    Ok(before)
+}
+
+fn read_once(disk: &dyn Disk, path: &str) -> Result<Vec<u8>, WalError> {
     let read = || {
         let file = disk.open(path, OpenMode::Read)?;
         let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];

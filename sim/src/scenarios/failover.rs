@@ -117,6 +117,17 @@ async fn run(seed: u64) {
     judge(&mut gaps);
 }
 
+/// Who leads; one whose clock is wrong may be handing over just now.
+async fn leader(world: &World, cluster: &Cluster) -> String {
+    for _ in 0..100 {
+        if let Some(leader) = cluster.leader_name(world) {
+            return leader;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stuck("O7", "nobody leads within 2 s");
+}
+
 /// Kills one leader; how long the writer stood still.
 async fn one(
     world: &Arc<World>,
@@ -125,7 +136,7 @@ async fn one(
     rng: &mut Rng,
 ) -> Duration {
     tokio::time::sleep(Duration::from_millis(rng.range(1_000, 1_400))).await;
-    let leader = cluster.leader_name(world).unwrap_or_else(|| stuck("O7", "nobody leads"));
+    let leader = leader(world, cluster).await;
     progress.begin();
     if rng.chance(1, 2) {
         stats::count("fault: leader killed");
