@@ -46,12 +46,7 @@ async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
         sessions::adopt(shared).map_err(|error| shared.broken(&error))?;
     }
     found(shared).await?;
-    // Without a quorum no keepalive is answered: that silence is this leader's own, like that of a stall.
-    // MUTE: these calls would be heard beside a snapshot as well.
-    let skipped = crate::bug!(LONELY) || crate::bug!(MUTE);
-    if !skipped {
-        shared.raft.read_index().await.map_err(rpc::refusal)?;
-    }
+    majority(shared).await?;
     let now = seam::now();
     let last = std::mem::replace(&mut shared.soft().last_round, now);
     // A leader that notices its own stall must not hold the silence against others (rule B2).
@@ -66,6 +61,20 @@ async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
     repair::round(shared).await?;
     garbage::round(shared).await?;
     punch::round(shared).await
+}
+
+/// Without a quorum no keepalive is answered: that silence is this leader's own, like that of a stall.
+async fn majority(shared: &Shared) -> Result<(), Refusal> {
+    // LONELY: it counts all the same.
+    if crate::bug!(LONELY) {
+        return Ok(());
+    }
+    // MUTE: these calls would be heard beside a snapshot as well.
+    if crate::bug!(MUTE) {
+        return Ok(());
+    }
+    shared.raft.read_index().await.map_err(rpc::refusal)?;
+    Ok(())
 }
 
 /// The first leader of a new cluster writes down what the cluster is.
