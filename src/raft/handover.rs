@@ -15,7 +15,7 @@ const LOOKS: u64 = 10;
 /// Comparisons in a row that must find it wrong.
 const WRONG_ROUNDS: u32 = 2;
 /// Comparisons left out after an attempt that failed: each makes proposals wait.
-const REST_ROUNDS: u32 = 10;
+const REST_ROUNDS: u32 = 30;
 /// Whoever is further behind is not waited for.
 const BEHIND_MAX: u64 = 64;
 
@@ -68,9 +68,9 @@ impl Rounds {
             mark!("raft: a wrong clock leads on");
             return;
         }
-        if !hand_over(core, &near).await {
-            self.rest = REST_ROUNDS;
-        }
+        // Also after one that succeeded: where clocks disagree, leadership must not go round.
+        hand_over(core, &near).await;
+        self.rest = REST_ROUNDS;
     }
 }
 
