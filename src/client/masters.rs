@@ -149,9 +149,8 @@ impl Masters {
         let (mut failures, began) = (0, seam::now());
         loop {
             let left = seam::now().until(until);
-            let target = self.target();
             if crate::fault!("client: leader forgotten") {
-                self.turn(&target);
+                self.turn(&self.target());
             }
             let target = self.target();
             let attempt = ATTEMPT_DEADLINE.min(left);

@@ -165,7 +165,7 @@ impl Wal {
             disk,
         };
         if !fresh {
-            wal.segments.rewrite(found.unvouched_from, found.end)?;
+            wal.segments.rewrite(found.unvouched_from, &found.unvouched)?;
         }
         if fresh || found.torn {
             if found.torn {

@@ -56,6 +56,8 @@ pub struct Recovered {
     pub torn: bool,
     /// In the last segment, where records begin that no watermark vouches for.
     pub unvouched_from: u64,
+    /// These records, to be written again.
+    pub unvouched: Vec<u8>,
     /// In the last segment, where the records that count end.
     pub end: u64,
     pub vote_file: vote_file::Slots,
@@ -117,11 +119,18 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
     let mut seen = Seen::default();
     let mut by_generation = BTreeMap::new();
     let mut headless = Vec::new();
+    let mut newest = (0, Vec::new());
     for slot in slots(disk)? {
         let path = slot_path(slot);
         let bytes = read_all(disk, &path)?;
         match scan(slot, &bytes, &mut seen) {
-            Some(scanned) => drop(by_generation.insert(scanned.generation(), scanned)),
+            Some(scanned) => {
+                let generation = scanned.generation();
+                if generation >= newest.0 {
+                    newest = (generation, bytes);
+                }
+                by_generation.insert(generation, scanned);
+            }
             None => headless.push(slot),
         }
     }
@@ -155,6 +164,8 @@ pub fn recover(disk: &dyn Disk) -> Result<Recovered, WalError> {
         .iter()
         .find(|item| item.header.sequence > seen.durable)
         .map_or(last.end(), |item| item.at);
+    // The last of a chain is the newest segment.
+    out.unvouched = newest.1[out.unvouched_from as usize..out.end as usize].to_vec();
     out.torn = seen.sequence > out.last_sequence;
     out.generation_seen = seen.generation;
     out.sequence_seen = seen.sequence;
@@ -199,25 +210,7 @@ fn slots(disk: &dyn Disk) -> Result<Vec<u64>, WalError> {
     Ok(names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).collect())
 }
 
-/// Reads of a segment that differ before the last one is believed.
-const READS_MAX: usize = 4;
-
-/// Reads until two in a row say the same: what one read got from elsewhere on the disk would be taken for a torn
-/// tail, and cut.
 fn read_all(disk: &dyn Disk, path: &str) -> Result<Vec<u8>, WalError> {
-    let mut before = read_once(disk, path)?;
-    for _ in 0..READS_MAX {
-        let again = read_once(disk, path)?;
-        if again == before {
-            break;
-        }
-        crate::mark!("wal: a segment read differently the second time");
-        before = again;
-    }
-    Ok(before)
-}
-
-fn read_once(disk: &dyn Disk, path: &str) -> Result<Vec<u8>, WalError> {
     let read = || {
         let file = disk.open(path, OpenMode::Read)?;
         let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(usize::MAX)];

@@ -187,14 +187,12 @@ impl Segments {
         Ok(())
     }
 
-    /// Writes the active segment's bytes in `[from, to)` again: after a failed sync of an earlier process the
-    /// page cache may call them clean although the disk never got them.
-    pub fn rewrite(&self, from: u64, to: u64) -> Result<(), WalError> {
+    /// Writes bytes of the active segment again that were read and verified: after a failed sync of an earlier
+    /// process the page cache may call them clean although the disk never got them.
+    pub fn rewrite(&self, from: u64, bytes: &[u8]) -> Result<(), WalError> {
         let active = self.active();
         let rewrite = || {
-            let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
-            active.file.read_exact_at(from, &mut bytes)?;
-            active.file.write_at(from, &bytes)?;
+            active.file.write_at(from, bytes)?;
             active.file.sync_data()
         };
         rewrite().map_err(|e| WalError::io(&*self.disk, &active.path(), "rewrite the tail of", &e))
