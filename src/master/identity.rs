@@ -8,7 +8,7 @@ use crate::limits::Limits;
 use crate::pb;
 use crate::raft;
 use crate::seam::{self, Disk, DiskLock};
-use crate::wire::Pool;
+use crate::wire::{Identity, Pool, Role};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -248,9 +248,14 @@ pub(super) fn store(
         .map_err(|error| IdentityError::Disk { dir: disk.describe(), error })
 }
 
-/// The part of the directory's incarnation that connections carry.
-pub(super) fn wire_incarnation(member: &pb::MasterSuperblock) -> u64 {
-    member.incarnation.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
+/// How this master introduces itself; number 0 until it is admitted.
+pub(super) fn on_the_wire(member: &pb::MasterSuperblock) -> Identity {
+    Identity {
+        cluster: Uuid::from_bytes(&member.cluster),
+        role: Role::Master,
+        node: member.node,
+        incarnation: member.incarnation.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b)),
+    }
 }
 
 /// What names this directory for ever.

@@ -15,9 +15,13 @@ pub(super) const ROUND: Duration = Duration::from_millis(200);
 
 /// Runs for the life of the master.
 pub(super) async fn lead(shared: Arc<Shared>) {
+    let mut noted = None;
     loop {
         tokio::time::sleep(ROUND).await;
-        remember_peers(&shared).await;
+        let since = shared.raft.members_since();
+        if noted != Some(since) && remember_peers(&shared).await {
+            noted = Some(since);
+        }
         if !shared.raft.is_leader_ready() || crate::fault!("master: round skipped") {
             continue;
         }
@@ -27,16 +31,18 @@ pub(super) async fn lead(shared: Arc<Shared>) {
     }
 }
 
-/// Where the other masters are is written down, for a start without what the log says of them.
-async fn remember_peers(shared: &Shared) {
+/// Whether it is written down where the other masters are, for a start without what the log says of them.
+async fn remember_peers(shared: &Shared) -> bool {
     let me = shared.raft.node();
     let others = shared.raft.members().into_iter().filter(|member| member.node != me);
     let mut peers: Vec<String> = others.map(|member| member.address).collect();
     peers.sort();
     peers.dedup();
-    if let Err(error) = shared.card.note_peers(peers).await {
+    let noted = shared.card.note_peers(peers).await;
+    if let Err(error) = &noted {
         tracing::debug!("the other masters' addresses are not written down: {error}");
     }
+    noted.is_ok()
 }
 
 async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {

@@ -24,7 +24,7 @@ use crate::pb;
 use crate::raft::{FatalHook, Observe, RaftConfig, RaftNode};
 use crate::seam::{self, Disk};
 use crate::tables::TableError;
-use crate::wire::{Identity, Pool, Refusal, RefusalCode, Role, Server};
+use crate::wire::{Pool, Refusal, RefusalCode, Server};
 use identity::Card;
 use soft::Soft;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -101,8 +101,8 @@ impl Shared {
             what: "the cluster id has not 16 bytes".to_owned(),
         })?;
         let incarnation = identity::incarnation(disk, member)?;
-        server.set_identity(member_identity(member));
-        pool.set_identity(member_identity(member));
+        server.set_identity(identity::on_the_wire(member));
+        pool.set_identity(identity::on_the_wire(member));
         let card = Card::new(disk.clone(), member.clone());
         let running = Arc::new(OnceLock::new());
         let fatal = noting_damage(config.fatal.clone(), card.clone(), running.clone());
@@ -140,13 +140,7 @@ impl Master {
         // The port is bound before anything else, so that the address others are told is known. Calls that
         // come before the group is up are refused as busy.
         let router = Arc::new(rpc::Router::default());
-        let incarnation = identity::wire_incarnation(&member);
-        let known = Identity {
-            cluster: Uuid::from_bytes(&member.cluster),
-            role: Role::Master,
-            node: member.node,
-            incarnation,
-        };
+        let known = identity::on_the_wire(&member);
         let server = Server::start(&config.listen, known, config.limits.clone(), router.clone())
             .await
             .map_err(|error| StartError::Listen { address: config.listen.clone(), error })?;
@@ -165,9 +159,7 @@ impl Master {
             rejoin::enter_anew(&disk, &mut member, &config, &why, false).await?;
         }
         let shared = match Shared::start(&config, &disk, &member, &server, &pool).await {
-            Err(StartError::Raft(error))
-                if error.is_damage() && rejoin::has_peers(&member, &config) =>
-            {
+            Err(StartError::Raft(error)) if error.is_damage() => {
                 let why = error.to_string();
                 if !rejoin::enter_anew(&disk, &mut member, &config, &why, true).await? {
                     return Err(error.into());
@@ -227,15 +219,6 @@ fn noting_damage(
         }
         fatal(why);
     })
-}
-
-fn member_identity(member: &pb::MasterSuperblock) -> Identity {
-    Identity {
-        cluster: Uuid::from_bytes(&member.cluster),
-        role: Role::Master,
-        node: member.node,
-        incarnation: identity::wire_incarnation(member),
-    }
 }
 
 fn raft_config(

@@ -12,7 +12,7 @@ use crate::limits::Limits;
 use crate::pb;
 use crate::raft;
 use crate::seam::{self, Disk, OpenMode};
-use crate::wire::{Identity, Pool, Role};
+use crate::wire::Pool;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,6 @@ const ASIDE: &str = "damaged";
 const LOG: &str = "wal";
 /// How long a master that can not start asks to be taken in.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Whether there is anybody to ask.
-pub(super) fn has_peers(member: &pb::MasterSuperblock, config: &MasterConfig) -> bool {
-    !peers(member, config).is_empty()
-}
 
 /// The masters that were members of late, and those that were given, without this one.
 fn peers(member: &pb::MasterSuperblock, config: &MasterConfig) -> Vec<String> {
@@ -65,7 +60,7 @@ pub(super) async fn enter_anew(
         set_aside: true,
         ..Default::default()
     };
-    let pool = as_stranger(&heir, cluster, config.limits.clone());
+    let pool = Pool::new(identity::on_the_wire(&heir), config.limits.clone());
     let mine = identity::incarnation(disk, &heir)?;
     let give_up = seam::now() + PATIENCE;
     loop {
@@ -96,13 +91,6 @@ pub(super) async fn enter_anew(
     Ok(true)
 }
 
-/// Who has no number yet.
-fn as_stranger(heir: &pb::MasterSuperblock, cluster: Uuid, limits: Arc<Limits>) -> Arc<Pool> {
-    let incarnation = identity::wire_incarnation(heir);
-    let identity = Identity { cluster: Some(cluster), role: Role::Master, node: 0, incarnation };
-    Pool::new(identity, limits)
-}
-
 /// Moves the files of the former member aside and makes an empty log; goes on with that after a crash.
 pub(super) fn clear(
     disk: &Arc<dyn Disk>,
@@ -126,24 +114,27 @@ pub(super) fn clear(
 /// Whether less is free than what was moved aside takes: about as much will be sent.
 fn is_short_of_space(disk: &dyn Disk) -> io::Result<bool> {
     let mut bytes = 0;
-    for dir in [ASIDE.to_owned(), format!("{ASIDE}/{LOG}")] {
-        for name in disk.list(&dir)?.iter().filter(|name| *name != LOG) {
-            bytes += disk.open(&format!("{dir}/{name}"), OpenMode::Read)?.len()?;
-        }
+    for path in aside(disk)? {
+        bytes += disk.open(&path, OpenMode::Read)?.len()?;
     }
     Ok(disk.space()?.free < bytes)
 }
 
 /// Removes what was moved aside.
 fn forget_aside(disk: &dyn Disk) -> io::Result<()> {
+    aside(disk)?.iter().try_for_each(|path| disk.remove(path))
+}
+
+/// All files that were moved aside.
+fn aside(disk: &dyn Disk) -> io::Result<Vec<String>> {
+    let mut paths = Vec::new();
     for dir in [format!("{ASIDE}/{LOG}"), ASIDE.to_owned()] {
         if disk.exists(&dir)? {
-            for name in disk.list(&dir)?.iter().filter(|name| *name != LOG) {
-                disk.remove(&format!("{dir}/{name}"))?;
-            }
+            let names = disk.list(&dir)?.into_iter().filter(|name| name != LOG);
+            paths.extend(names.map(|name| format!("{dir}/{name}")));
         }
     }
-    Ok(())
+    Ok(paths)
 }
 
 fn move_aside(disk: &dyn Disk) -> io::Result<()> {

@@ -221,8 +221,8 @@ pub(super) fn heartbeat(
 }
 
 /// One page of what a server holds: replicas that are short, corrupt or not sealed are dealt with; after the
-/// last page the background rounds look for those that are missing ([`super::missing`]). Replicas that no chunk names are left alone: only a committed
-/// command deletes (rule A2).
+/// last page the background rounds look for those that are missing ([`super::missing`]). Replicas that no chunk
+/// names are left alone: only a committed command deletes (rule A2).
 pub(super) async fn report(
     shared: &std::sync::Arc<Shared>,
     request: pb::ReportRequest,

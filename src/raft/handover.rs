@@ -14,7 +14,7 @@ use std::sync::Arc;
 const LOOKS: u64 = 10;
 /// Comparisons in a row that must find it wrong.
 const WRONG_ROUNDS: u32 = 2;
-/// Comparisons left out after an attempt that failed: each makes proposals wait.
+/// Comparisons left out after an attempt, which makes proposals wait.
 const REST_ROUNDS: u32 = 30;
 /// Whoever is further behind is not waited for.
 const BEHIND_MAX: u64 = 64;
@@ -28,8 +28,6 @@ pub async fn run<M: Machine>(core: Arc<Core<M>>) {
         if core.is_leader() {
             core.clocks.look(core.node.0, &core.voter_ids());
         }
-        // Also one whose clock is wrong stands for election: another leader may be found later, one is needed now.
-        core.raft.runtime_config().elect(true);
         if look % LOOKS == 0 {
             rounds.next(&core).await;
         }
@@ -70,6 +68,8 @@ impl Rounds {
         }
         // Also after one that succeeded: where clocks disagree, leadership must not go round.
         hand_over(core, &near).await;
+        // Also one whose clock is wrong stands for election: another leader may be found later, one is needed now.
+        core.raft.runtime_config().elect(true);
         self.rest = REST_ROUNDS;
     }
 }
@@ -83,17 +83,17 @@ fn matched<M>(core: &Core<M>, node: u64, behind_max: u64) -> Option<LogId> {
 }
 
 /// Lets what is under way end and holds back the rest until another leads: its log must be as long as this one's.
-async fn hand_over<M: Machine>(core: &Core<M>, near: &[u64]) -> bool {
+async fn hand_over<M: Machine>(core: &Core<M>, near: &[u64]) {
     let (pause, poll) = (core.limits.election_min, core.limits.heartbeat / 10);
     let term = core.term();
     let idle = tokio::time::timeout(pause, core.slots.acquire_many(IN_FLIGHT_MAX)).await;
-    let Ok(Ok(_held)) = idle else { return false };
+    let Ok(Ok(_held)) = idle else { return };
     let give_up = seam::now() + pause;
     let (node, last) = loop {
         let whole = near.iter().find_map(|id| Some((*id, matched(core, *id, 0)?)));
         match whole {
             Some(whole) => break whole,
-            None if seam::now() >= give_up || !core.is_leader() => return false,
+            None if seam::now() >= give_up || !core.is_leader() => return,
             None => tokio::time::sleep(poll).await,
         }
     };
@@ -101,17 +101,16 @@ async fn hand_over<M: Machine>(core: &Core<M>, near: &[u64]) -> bool {
     core.raft.runtime_config().elect(false);
     if let Err(CallError::Refused(refusal)) = ask(core, node, last).await {
         tracing::info!(node, %refusal, "this master does not take over");
-        return false;
+        return;
     }
     let give_up = seam::now() + core.limits.election_max;
     while core.is_leader() && core.term() == term {
         if seam::now() >= give_up {
-            return false;
+            return;
         }
         tokio::time::sleep(poll).await;
     }
     mark!("raft: a wrong clock hands over");
-    true
 }
 
 /// Asks a follower to stand for election. Asked twice it does so once: the term is over then.

@@ -63,7 +63,7 @@ pub async fn within(
         match done() {
             Ok(()) => return stats::add(name, passed.as_millis() as u64),
             Err(why) if passed > bound => {
-                stuck("O7", format!("{bound:?} after healing: {why}"));
+                stuck("O7", format!("{why} within {bound:?}"));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }

@@ -4,11 +4,12 @@
 //! Checked: it has a session soon after it is heard again (O7). Not checked: anything else.
 
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::stuck;
 use crate::harness::Scenario;
 use crate::oracles::Applies;
+use crate::oracles::liveness::within;
 use crate::plan::{self, FaultClass};
 use crate::stats;
+use crate::trace;
 use crate::world::{Options, World};
 use mooseng::pb::proposal::Kind;
 use mooseng::raft::{Applied, Taken};
@@ -57,13 +58,8 @@ async fn run(seed: u64) {
 }
 
 async fn until(flag: &AtomicBool, bound: Duration, otherwise: &str) {
-    for _ in 0..bound.as_millis() / 10 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        if flag.load(Ordering::Relaxed) {
-            return;
-        }
-    }
-    stuck("O7", format!("{otherwise} within {bound:?}"));
+    let done = || flag.load(Ordering::Relaxed).then_some(()).ok_or_else(|| otherwise.to_owned());
+    within("ms waited for the mount", bound, trace::now_ns(), done).await;
 }
 
 /// Takes the mount off the network when the first master has opened its session, before that is answered.

@@ -6,10 +6,12 @@
 
 use super::frame_chaos::AllSpeak;
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::failure::violation;
 use crate::harness::Scenario;
+use crate::oracles::liveness::{CONVERGED, within};
 use crate::plan::{self, FaultClass};
 use crate::stats;
+use crate::trace;
 use crate::world::{Options, Role, World};
 use mooseng::client::NewFile;
 use mooseng::ids::ROOT;
@@ -78,11 +80,7 @@ async fn run(seed: u64) {
 }
 
 async fn until(count: &AtomicUsize, wanted: usize, what: &str) {
-    for _ in 0..1200 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if count.load(Ordering::Relaxed) >= wanted {
-            return;
-        }
-    }
-    stuck("O7", format!("not all files {what} within 60 s"));
+    let all = || count.load(Ordering::Relaxed) >= wanted;
+    let done = || all().then_some(()).ok_or_else(|| format!("not all files are {what}"));
+    within("ms waited for the files", CONVERGED, trace::now_ns(), done).await;
 }

@@ -4,11 +4,13 @@
 //! Checked: a reader waits for that, and reads what was written (O3). Not checked: repair.
 
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::failure::violation;
 use crate::harness::Scenario;
+use crate::oracles::liveness::{CONVERGED, within};
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use crate::stats;
+use crate::trace;
 use crate::world::{Options, World};
 use mooseng::client::{Client, NewFile};
 use mooseng::errno::Errno;
@@ -129,11 +131,7 @@ async fn read(client: &Arc<Client>, inode: InodeId, bytes: &[u8]) {
 }
 
 async fn wait(step: &AtomicU8, wanted: u8) {
-    for _ in 0..12_000 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if step.load(Ordering::Relaxed) >= wanted {
-            return;
-        }
-    }
-    stuck("O7", format!("step {wanted} does not come within 60 s"));
+    let come = || step.load(Ordering::Relaxed) >= wanted;
+    let done = || come().then_some(()).ok_or_else(|| format!("step {wanted} does not come"));
+    within("ms waited for a step", CONVERGED, trace::now_ns(), done).await;
 }
