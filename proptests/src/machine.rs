@@ -5,7 +5,7 @@ mod upkeep;
 use crate::{Draw, FsOp, FsOut, Ino, ModelFs, OpGen, SplitMix, Stat, Weights};
 use bytes::Bytes;
 use mooseng::errno::Errno;
-use mooseng::ids::{InodeId, LogIndex, Term};
+use mooseng::ids::{InodeId, LogIndex, SessionId, Term};
 use mooseng::limits::Limits;
 use mooseng::namespace::{self, Namespace, tables};
 use mooseng::pb::extent::Source;
@@ -15,7 +15,7 @@ use mooseng::pb::proposal::Kind as Proposal;
 use mooseng::pb::query::Query;
 use mooseng::pb::query_result::Result as Found;
 use mooseng::pb::{self, Extent, FileKind};
-use mooseng::tables::Db;
+use mooseng::tables::{Db, Read};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -478,7 +478,7 @@ impl Machine {
 
     /// Something that no application should notice.
     pub fn noise(&mut self, draw: &mut impl Draw) {
-        match draw.below(11) {
+        match draw.below(12) {
             0 => self.purge(1 + draw.below(3) as u32),
             1 => {
                 let open = self.all::<tables::OpenChunks, _>(|key| key.1.get());
@@ -502,6 +502,7 @@ impl Machine {
                 assert_eq!(reply.session, self.clients[0].session);
             }
             7 => self.punch(draw),
+            10 => self.skip(draw),
             _ => {
                 let some = self.all::<tables::Chunks, _>(|key| key.get());
                 if let Some(&chunk) = draw.pick(&some) {
@@ -529,6 +530,20 @@ impl Machine {
         } else {
             assert_eq!(again.errno, Errno::EPROTO.get());
         }
+    }
+
+    /// A batch before which others are missing is refused whole, and nothing happens.
+    fn skip(&mut self, draw: &mut impl Draw) {
+        let client = &self.clients[draw.below(CLIENTS as u64) as usize];
+        let first_seq = client.seq + 2 + draw.below(3);
+        let ops = vec![pb::Op { op: Some(Op::AllocInodes(pb::AllocInodesOp { count: 1 })) }];
+        let batch = pb::Batch { session: client.session, first_seq, acked_seq: client.acked, ops };
+        let (session, last_seq) = (SessionId(client.session), client.seq);
+        let row = |ns: &Namespace| ns.db().get::<tables::Sessions>(&session).expect("tables");
+        let before = row(&self.ns);
+        let reply = batch_reply(self.propose(Proposal::Batch(batch)));
+        assert_eq!((reply.errno, reply.last_seq), (Errno::EPROTO.get(), last_seq));
+        assert_eq!(row(&self.ns), before, "a batch after a gap changed its session");
     }
 
     /// A client is gone for good and another one takes its place.

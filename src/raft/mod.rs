@@ -203,7 +203,9 @@ impl<M: Machine> RaftNode<M> {
             log: log.clone(),
             held: held.clone(),
             clocks: clocks.clone(),
+            raft: Arc::default(),
         };
+        let itself = peers.raft.clone();
         let raft = openraft::Raft::new(
             config.node.0,
             Arc::new(openraft_config(&config)?),
@@ -213,6 +215,7 @@ impl<M: Machine> RaftNode<M> {
         )
         .await
         .map_err(|e| broken(&shared, e.to_string()))?;
+        let _ = itself.set(raft.clone());
         shared.set_running();
         check_membership(&config, &raft)?;
         begin_group(&config, &raft).await?;

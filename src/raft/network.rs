@@ -27,7 +27,7 @@ use openraft::{OptionalSend, Snapshot, SnapshotMeta};
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Pieces sent again before the whole snapshot is given up.
@@ -44,9 +44,27 @@ pub struct Peers {
     pub log: Log,
     pub held: Held,
     pub clocks: Arc<Clocks>,
+    /// The node itself, once it is there.
+    pub raft: Arc<OnceLock<openraft::Raft<Types>>>,
 }
 
 impl Peers {
+    /// Waits, for a heartbeat interval at most, until the node has done what its replications have told it so far.
+    ///
+    /// openraft (0.9.25) ends the replication to a peer that knows a higher vote before it hears of that. What it
+    /// was told of this peer earlier may ask for a snapshot: that is handed to the replication, and if that has
+    /// ended, the whole node ends ("replication channel closed"). A request is answered between two lots of what
+    /// replications tell, so after two of them all that was told before the first is done.
+    async fn settled(&self) {
+        let Some(raft) = self.raft.get() else { return };
+        let twice = async {
+            raft.with_raft_state(|_| ()).await?;
+            raft.with_raft_state(|_| ()).await
+        };
+        // A node that has no time is told late; a node that has ended needs nothing.
+        let _ = tokio::time::timeout(self.limits.heartbeat, twice).await;
+    }
+
     /// One call, whose answer also says what the clock shows there.
     async fn append(
         &self,
@@ -307,7 +325,9 @@ impl RaftNetwork<Types> for Link {
             ),
             R::Conflict => AppendEntriesResponse::Conflict,
             R::HigherVote => {
-                AppendEntriesResponse::HigherVote(vote_from_pb(&reply.vote).map_err(malformed)?)
+                let theirs = vote_from_pb(&reply.vote).map_err(malformed)?;
+                self.peers.settled().await;
+                AppendEntriesResponse::HigherVote(theirs)
             }
             R::Unspecified => return Err(malformed("no result".to_owned()).into()),
         })

@@ -72,6 +72,10 @@ impl<M: Machine> Core<M> {
     /// Rule B4: a data directory is known by its incarnation; a peer with another one under a known id has
     /// lost what it promised, and a message for another directory must not be answered by this one.
     fn check(&self, peer: &Peer, envelope: &Envelope<'_>) -> Result<(), Refusal> {
+        // ANYBODY: a number is as good as a name.
+        if bug!(ANYBODY) {
+            return Ok(());
+        }
         let mine = envelope.to == self.node.0 && envelope.to_incarnation == self.incarnation.0;
         if !mine {
             let why = format!("meant for master {}, this is {}", envelope.to, self.node.0);

@@ -253,7 +253,8 @@ impl Blocks {
         let count = data.len() / BLOCK_BYTES;
         let expected = self.state().crcs[first as usize..][..count].to_vec();
         for ((data, expected), block) in data.chunks(BLOCK_BYTES).zip(expected).zip(first..) {
-            if expected != block_crc(self.id, block, data) {
+            // NAKED: a block is what the disk says that it is.
+            if expected != block_crc(self.id, block, data) && !crate::bug!(NAKED) {
                 crate::mark!("table block refused");
                 let what = if expected == 0 { "was never written" } else { "fails its CRC" };
                 let detail = format!("block {block} (at byte {}) {what}", block_offset(block));

@@ -209,8 +209,15 @@ async fn join(
     let pool = Pool::new(me, config.limits.clone());
     let masters = master_addresses(config.count);
     let cluster = Some(CLUSTER);
-    let joined = raft::join(&pool, &masters, cluster, incarnation, address, &config.limits).await?;
-    Ok(joined.0.get())
+    // As a daemon does, which asks until it is taken in.
+    loop {
+        let asked = raft::join(&pool, &masters, cluster, incarnation, address, &config.limits);
+        match asked.await {
+            Ok((node, _)) => return Ok(node.get()),
+            Err(error) => tracing::debug!("not taken in yet: {error}"),
+        }
+        tokio::time::sleep(config.limits.retry_pause_max).await;
+    }
 }
 
 const IDENTITY: &str = "identity";

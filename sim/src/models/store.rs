@@ -7,11 +7,13 @@
 //! | a seal ends a replica where it was asked to | the same |
 //! | a block is refused at any place but its own | another replica's id |
 //! | what was punched, and nothing else, is a hole; the rest of the replica reads as before | blocks beside each replica |
+//! | a punch that a power loss cuts short leaves each block as it was, or a hole | the same |
+//! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
 //! | what could not be read at a start is there when it can be read | injected EIO |
 //!
-//! It does not check rot, misdirected writes (their CRCs are the readers' business), nor several threads.
+//! It does not check rot, other misdirected writes (their CRCs are the readers' business), nor several threads.
 
 use crate::disk::SimDisk;
 use crate::plan::{self, FaultClass};
@@ -42,6 +44,9 @@ pub struct Report {
     pub unread: u64,
     pub no_space: u64,
     pub blocks: u64,
+    pub punches_cut_short: u64,
+    pub builds: u64,
+    pub builds_refused: u64,
 }
 
 /// What is known about a replica.
@@ -60,6 +65,8 @@ struct Life {
     deleted: BTreeSet<ReplicaId>,
     /// Blocks that were punched.
     holes: BTreeSet<(ReplicaId, u64)>,
+    /// Blocks that a power loss met while they were punched.
+    half_punched: BTreeSet<(ReplicaId, u64)>,
     rng: Rng,
     /// Which starts have failing reads.
     starts: Rng,
@@ -78,6 +85,7 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         known: BTreeMap::new(),
         deleted: BTreeSet::new(),
         holes: BTreeSet::new(),
+        half_punched: BTreeSet::new(),
         rng: Rng::new(seed).fork("program"),
         starts: Rng::new(seed).fork("starts"),
         report: Report::default(),
@@ -117,7 +125,8 @@ impl Life {
             58..62 => self.seal(),
             62..66 => self.punch(),
             66..68 => self.delete(),
-            68..78 => self.read(),
+            68..71 => self.rebuild(),
+            71..78 => self.read(),
             78..84 => self.misplace(),
             84..88 => self.full_disk(),
             88..92 if plan::strikes(FaultClass::Kill) => self.restart(false),
@@ -228,11 +237,55 @@ impl Life {
         let (id, blocks) = *self.rng.pick(&sealed);
         let from = self.rng.range(0, blocks);
         let end = self.rng.range(from, blocks) + 1;
+        let cut_short = self.rng.chance(1, 2) && plan::strikes(FaultClass::PowerLoss);
+        if cut_short {
+            self.disk.die_after(self.rng.below(5));
+        }
         let punched = self.store.punch(id, &[Hole { from: from * BLOCK, end: end * BLOCK }]);
+        if cut_short {
+            self.report.punches_cut_short += u64::from(punched.is_err());
+            self.disk.revive();
+            self.half_punched.extend((from..end).map(|block| (id, block)));
+            return self.restart(true);
+        }
         punched.map_err(|error| format!("punch {id}: {error}"))?;
         self.report.punches += 1;
         self.holes.extend((from..end).map(|block| (id, block)));
         self.check_bytes(id, blocks * BLOCK)
+    }
+
+    /// A replica made from others' bytes, on a disk that may write them elsewhere: it is whole, or refused.
+    fn rebuild(&mut self) -> Result<(), String> {
+        let id = id_of(self.next_chunk);
+        self.next_chunk += 1;
+        let blocks = self.rng.range(2, 9) as usize;
+        let (bytes, lost) = (fill(id, 0, blocks * BLOCK_BYTES), self.disk.counters().misdirected);
+        let (first, rest) = bytes.split_at(self.rng.range(1, blocks as u64) as usize * BLOCK_BYTES);
+        if self.rng.chance(1, 2) {
+            self.disk.set_faults(|faults| faults.misdirect = Ratio::one_in(4));
+        }
+        let built = self.store.build(id, bytes.len() as u64).and_then(|mut build| {
+            build.write(first, &[])?;
+            build.write(rest, &[])?;
+            build.finish()
+        });
+        self.disk.set_faults(|faults| faults.misdirect = Ratio::NEVER);
+        let lost = self.disk.counters().misdirected - lost;
+        match (built, self.store.status(id)) {
+            (Ok(length), Some(status)) if length == bytes.len() as u64 && status.sealed => {
+                self.report.builds += 1;
+                self.known.insert(id, Known { length, durable: length, sealed: true });
+                self.promised(id, length)?;
+                self.check_bytes(id, length)
+            }
+            (Err(_), None) if lost > 0 => {
+                self.report.builds_refused += 1;
+                Ok(())
+            }
+            (built, status) => {
+                Err(format!("rebuild {id}: {built:?}, {lost} writes went astray: {status:?}"))
+            }
+        }
     }
 
     fn delete(&mut self) -> Result<(), String> {
@@ -259,9 +312,14 @@ impl Life {
         let (wanted, shard) = (fill(id, 0, length as usize), id.crc_shard());
         let mut crcs = block_crcs(id.chunk, shard, 0, &wanted);
         for (index, data) in blocks.data.chunks(BLOCK_BYTES).enumerate() {
-            let at = index * BLOCK_BYTES;
-            if self.holes.contains(&(id, index as u64)) {
-                crcs[index] = hole_crc(id.chunk, shard, index as u32);
+            let (at, block) = (index * BLOCK_BYTES, (id, index as u64));
+            let hole = hole_crc(id.chunk, shard, index as u32);
+            if self.half_punched.contains(&block) && blocks.crcs[index] == hole {
+                self.half_punched.remove(&block);
+                self.holes.insert(block);
+            }
+            if self.holes.contains(&block) {
+                crcs[index] = hole;
             } else if *data != wanted[at..at + data.len()] {
                 return Err(format!("{id}: other bytes than were appended in block {index}"));
             }

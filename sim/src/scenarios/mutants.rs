@@ -109,6 +109,17 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("STALE", "a connection is kept although it broke", "frame_chaos", 60),
     Mutant::caught("WALL", "silence is reckoned by the wall clock", "frame_chaos", 60),
     Mutant::caught("ONCE", "the vote has no second copy", "wal_faults", 20),
+    Mutant::caught(
+        "REBOOT",
+        "a sync answers for what an earlier start acknowledged",
+        "servers_fail",
+        10,
+    ),
+    Mutant::caught("UNMAPPED", "a hole is punched before its map is durable", "store_model", 20),
+    Mutant::caught("UNPROVEN", "a rebuilt copy is not read back", "store_model", 20),
+    Mutant::caught("GAP", "a batch is taken before those in front of it", "namespace_model", 20),
+    Mutant::caught("ANYBODY", "the incarnation of a peer is not checked", "members_chaos", 20),
+    Mutant::caught("NAKED", "a table block is used without its CRC", "tables_model", 20),
     Mutant::caught("UNDEAD", "a deleted row comes back from the level below", "raft_chaos", 20),
 ];
 
@@ -134,4 +145,15 @@ pub const ABSENT: &[(&str, &str)] = &[
          may be dropped with its handler: HUSH",
     ),
     ("M54", "there is one version so far"),
+    (
+        "OLD-TERM",
+        "a chunkserver obeys a leader of an old term: no number of a replica is used twice and each command follows \
+         what is committed, so an old leader's commands harm nobody yet",
+    ),
+    ("TAIL", "a block is appended to after its sync: the store takes whole blocks only"),
+    ("GONE", "a chunk that moved is EIO for a reader: nothing moves chunks between numbers yet"),
+    (
+        "ALONE",
+        "a keepalive is answered without a quorum: a client holds nothing on the strength of it yet, no leases",
+    ),
 ];

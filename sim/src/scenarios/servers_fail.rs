@@ -1,13 +1,15 @@
-//! Chunkservers restart between an append and its sync, again and again, and then are all away for longer than an
+//! Chunkservers restart, or lose their power, between an append and its sync, again and again, and then are all away for longer than an
 //! operation may take, under one writer with several descriptions of its file.
 //!
 //! Checked: chunks that failed are told of, so that a live session has no more open ones than it writes (O6); while
-//! nothing can be written the masters are not pressed (O7); each failure is told once, to whoever may write (O11).
-//! Not checked: what is in the files (`cluster_chaos`).
+//! nothing can be written the masters are not pressed (O7); each failure is told once, to whoever may write (O11);
+//! what a server answers as synced is durable there, also if it has restarted since the append (O13). Not checked: what is in the files (`cluster_chaos`).
 
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
+use crate::disk::Outcome;
 use crate::harness::Scenario;
+use crate::oracles::persist_chunks::PersistChunks;
 use crate::oracles::reporting::Description;
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
@@ -29,6 +31,7 @@ pub const SCENARIO: Scenario = Scenario {
     must_count: &[
         "servers restarted under a writer",
         "chunks given up",
+        "O13 chunk syncs checked",
         "O11 calls checked",
         "O11 failures told",
     ],
@@ -53,6 +56,7 @@ async fn run(seed: u64) {
         Options { masters: 3, chunkservers: 3, parity: 1, tiny: true, ..Options::draw(seed) };
     let world = World::new(Options { data: 1, ..drawn.calm() });
     let cluster = Cluster::default();
+    world.frames.watch(PersistChunks::new(&world));
     cluster.add(&world);
     cluster.form(&world).await;
     let done = Arc::new(Mutex::new(false));
@@ -115,9 +119,15 @@ impl Writer {
             let written = self.client.write(handle, off, vec![1; BYTES].into()).await;
             self.must("write", written);
             tokio::time::sleep(Duration::from_millis(self.rng.range(5, 100))).await;
-            if plan::strikes(FaultClass::Kill) {
-                let name = self.rng.pick(&servers).clone();
-                world.kill(&name);
+            let name = self.rng.pick(&servers).clone();
+            // Every second one forgets what was not synced.
+            let power = round % 2 == 1;
+            let class = if power { FaultClass::PowerLoss } else { FaultClass::Kill };
+            if plan::strikes(class) {
+                match power {
+                    true => world.power_loss_as(&name, Outcome::DropAll),
+                    false => world.kill(&name),
+                }
                 world.restart(&name).await;
                 stats::count("servers restarted under a writer");
             }

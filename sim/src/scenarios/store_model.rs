@@ -24,6 +24,9 @@ pub const SCENARIO: Scenario = Scenario {
         "replicas not readable at a start",
         "appends refused for space",
         "blocks read",
+        "punches cut short",
+        "replicas rebuilt",
+        "rebuilds refused",
     ],
     run: |seed| Box::pin(run(seed)),
 };
@@ -43,5 +46,8 @@ async fn run(seed: u64) {
         stats::add("replicas not readable at a start", report.unread);
         stats::add("appends refused for space", report.no_space);
         stats::add("blocks read", report.blocks);
+        stats::add("punches cut short", report.punches_cut_short);
+        stats::add("replicas rebuilt", report.builds);
+        stats::add("rebuilds refused", report.builds_refused);
     }
 }
