@@ -7,6 +7,7 @@ compile_error!(
     "the feature `sim` needs --cfg madsim, which .cargo/config.toml sets; a set RUSTFLAGS overrides it: unset it"
 );
 
+mod app;
 pub mod decoders;
 pub mod disk_conformance;
 mod draw;
@@ -16,6 +17,7 @@ mod mem_disk;
 mod model;
 mod ops;
 
+pub use app::{App, is_last_glimpse, kernel_answers};
 pub use draw::{Draw, SplitMix, Tape};
 pub use generate::{OpGen, Weights};
 pub use mem_disk::MemDisk;

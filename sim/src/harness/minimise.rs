@@ -131,12 +131,13 @@ impl Search<'_> {
 
 type Pass = fn(&Search<'_>, Plan) -> Plan;
 
-const PASSES: [(&str, Pass); 7] = [
+const PASSES: [(&str, Pass); 8] = [
     ("fewer frame faults", fewer_frames),
     ("fewer strikes", fewer_strikes),
     ("less damage", less_damage),
     ("fewer fault points", fewer_points),
     ("fewer operations", fewer_operations),
+    ("single operations", single_operations),
     ("a plainer world", plainer_world),
     ("plainer strikes", plainer_strikes),
 ];
@@ -228,6 +229,23 @@ fn fewer_operations(search: &Search<'_>, mut plan: Plan) -> Plan {
     plan
 }
 
+/// Of the operations that are left each client leaves out as many as it can, wherever they stand.
+fn single_operations(search: &Search<'_>, mut plan: Plan) -> Plan {
+    for (client, range) in plan.programs.clone() {
+        let before = plan.skipped.remove(&client).unwrap_or_default();
+        let left: Vec<u64> = range.filter(|number| !before.contains(number)).collect();
+        plan.skipped.insert(client.clone(), before.clone());
+        plan = search.leave_out(plan, left.len(), |plan, kept| {
+            let mut skipped = before.clone();
+            skipped.extend(left.iter().zip(kept).filter(|(_, kept)| !**kept).map(|(at, _)| at));
+            let mut plan = plan.clone();
+            plan.skipped.insert(client.clone(), skipped);
+            plan
+        });
+    }
+    plan
+}
+
 /// Clocks without drift or offset, quick messages, fewer machines.
 fn plainer_world(search: &Search<'_>, mut plan: Plan) -> Plan {
     let changes: [fn(&mut crate::world::Options); 8] = [
@@ -305,11 +323,15 @@ pub fn describe(plan: &Plan) -> String {
         );
     }
     for (client, range) in &plan.programs {
-        text += &match range.is_empty() {
-            true => format!("{client}: performs nothing before the world heals\n"),
-            false => {
-                format!("{client}: performs its operations {} to {}\n", range.start + 1, range.end)
+        let skipped = plan.skipped.get(client);
+        let left = |at: &u64| !skipped.is_some_and(|skipped| skipped.contains(at));
+        let left: Vec<u64> = range.clone().filter(left).map(|at| at + 1).collect();
+        text += &match (&left[..], skipped.is_some_and(|skipped| !skipped.is_empty())) {
+            ([], _) => format!("{client}: performs nothing before the world heals\n"),
+            ([first, .., last], false) => {
+                format!("{client}: performs its operations {first} to {last}\n")
             }
+            (some, _) => format!("{client}: of its operations performs {some:?}\n"),
         };
     }
     let mut at = 0;

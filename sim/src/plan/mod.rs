@@ -39,6 +39,9 @@ pub struct Plan {
     pub points: BTreeMap<String, Ratio>,
     /// By client: which of its operations it performs until the world heals, the others it skips.
     pub programs: BTreeMap<String, Range<u64>>,
+    /// By client: those of them that it skips too.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, BTreeSet<u64>>,
 }
 
 impl Plan {
@@ -50,8 +53,9 @@ impl Plan {
     /// Strikes and further damage, frame faults and operations in it.
     pub fn size(&self) -> (usize, usize, u64) {
         let strikes = self.strikes() + self.damage.len();
-        let operations = self.programs.values().map(|range| range.end - range.start).sum();
-        (strikes, self.frames.len(), operations)
+        let operations: u64 = self.programs.values().map(|range| range.end - range.start).sum();
+        let skipped: usize = self.skipped.values().map(BTreeSet::len).sum();
+        (strikes, self.frames.len(), operations.saturating_sub(skipped as u64))
     }
 }
 
@@ -198,7 +202,8 @@ pub fn skips(client: &str) -> bool {
     begun.end += 1;
     let number = begun.end - 1;
     let Some(given) = &state.given else { return false };
-    !given.programs.get(client).is_some_and(|range| range.contains(&number))
+    let skipped = given.skipped.get(client).is_some_and(|skipped| skipped.contains(&number));
+    skipped || !given.programs.get(client).is_some_and(|range| range.contains(&number))
 }
 
 /// The faults are over: from now on nothing is skipped.

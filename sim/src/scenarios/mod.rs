@@ -1,7 +1,9 @@
 //! What is simulated. Each scenario has a file of its own.
 
 mod append_turns;
+mod beyond_budget;
 mod catching_up;
+mod client_model;
 mod cluster_chaos;
 mod damage;
 mod damage_chaos;
@@ -69,6 +71,8 @@ pub const ALL: &[Scenario] = &[
     wal_model::FAULTS,
     store_model::SCENARIO,
     namespace_model::SCENARIO,
+    client_model::SCENARIO,
+    beyond_budget::SCENARIO,
     erasure_model::SCENARIO,
     placement_model::SCENARIO,
     damage::SCENARIO,

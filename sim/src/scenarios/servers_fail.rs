@@ -6,8 +6,8 @@
 //! what a server answers as synced is durable there, also if it has restarted since the append (O13). Not checked: what is in the files (`cluster_chaos`).
 
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
 use crate::disk::Outcome;
+use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::oracles::reporting::Description;
