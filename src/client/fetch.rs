@@ -240,6 +240,10 @@ impl Fetcher {
                 crate::mark!("damage beyond redundancy");
                 return Err(ReadError::Failed);
             }
+            // CURT: who is told that a replica is not there any more asks nobody else (rule A5).
+            if bad == Bad::Gone && crate::bug!(CURT) {
+                return Err(ReadError::Failed);
+            }
             if fresh && bad == Bad::Gone {
                 return Err(ReadError::Stale);
             }

@@ -99,6 +99,9 @@ pub trait DiskFile: Send + Sync + 'static {
     fn sync_data(&self) -> io::Result<()>;
     /// Starts writing back a range without waiting; a hint.
     fn writeback_hint(&self, offset: u64, len: u64);
+    /// Forgets what the page cache holds of the file and the disk has too, so that what is read next comes from the
+    /// disk; a hint.
+    fn forget_cached(&self) {}
     /// Cuts or extends (with zeros).
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Reserves blocks for `[0, len)` without changing the length, so that later writes do not fail for space.

@@ -87,7 +87,7 @@ impl Build {
         Ok(())
     }
 
-    /// Makes the replica durable, reads it back and checks every block (rule A7), and only then gives it its
+    /// Makes the replica durable, reads it back from the disk and checks every block (rule A7), and only then gives it its
     /// name, durably. Its length.
     pub fn finish(mut self) -> Result<u64, StoreError> {
         let (store, id, length) = (self.store.clone(), self.id, self.length());
@@ -103,6 +103,7 @@ impl Build {
         self.file.sync_data().map_err(|e| store.fence("rebuild", &e))?;
         // UNPROVEN: what was written is believed.
         if !bug!(UNPROVEN) {
+            self.file.forget_cached();
             self.reads_back(0, &header)?;
             self.reads_back(id.crc_at(0), &table)?;
             self.verify()?;

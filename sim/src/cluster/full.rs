@@ -222,7 +222,7 @@ impl Cluster {
     }
 
     /// Begins to empty a chunkserver.
-    async fn drain(&self, world: &World, number: u32) {
+    pub async fn drain(&self, world: &World, number: u32) {
         let address = format!("{}:{CHUNK_PORT}", chunkserver_ip(number));
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;

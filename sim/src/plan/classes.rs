@@ -42,6 +42,8 @@ pub enum FaultClass {
     HalfOpen,
     /// Messages take up to half a second.
     Lag,
+    /// Frames of one link come late.
+    SlowLink,
     /// Single requests are lost.
     RequestLost,
     /// Single replies are lost.

@@ -51,6 +51,17 @@ pub enum Strike {
         /// For so long.
         ms: u64,
     },
+    /// Frames between two machines are late, in both directions.
+    SlowLink {
+        /// One of them.
+        from: String,
+        /// The other.
+        to: String,
+        /// By so much, milliseconds.
+        late_ms: u64,
+        /// For so long.
+        ms: u64,
+    },
     /// A wall clock jumps.
     ClockStep {
         /// The machine.
@@ -105,6 +116,9 @@ impl fmt::Display for Strike {
             }
             Strike::Lag { least_ms, most_ms, ms } => {
                 write!(f, "messages take {least_ms}-{most_ms} ms for {ms} ms")
+            }
+            Strike::SlowLink { from, to, late_ms, ms } => {
+                write!(f, "frames between {from} and {to} are {late_ms} ms late for {ms} ms")
             }
             Strike::ClockStep { node, by_ms } => write!(f, "{node}: wall clock jumps {by_ms} ms"),
             Strike::SlowDisk { node, disk, one_in, most_ms, ms } => write!(

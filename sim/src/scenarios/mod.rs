@@ -19,6 +19,7 @@ mod late_session;
 mod lost_in_a_row;
 mod master_full;
 mod members_chaos;
+mod moved_away;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
@@ -72,6 +73,7 @@ pub const ALL: &[Scenario] = &[
     store_model::SCENARIO,
     namespace_model::SCENARIO,
     client_model::SCENARIO,
+    moved_away::SCENARIO,
     beyond_budget::SCENARIO,
     erasure_model::SCENARIO,
     placement_model::SCENARIO,

@@ -117,6 +117,7 @@ pub const ALL: &[Mutant] = &[
     ),
     Mutant::caught("UNMAPPED", "a hole is punched before its map is durable", "store_model", 20),
     Mutant::caught("UNPROVEN", "a rebuilt copy is not read back", "store_model", 20),
+    Mutant::caught("CURT", "a replica that moved is EIO for a reader", "moved_away", 12),
     Mutant::caught("GAP", "a batch is taken before those in front of it", "namespace_model", 20),
     Mutant::caught("ANYBODY", "the incarnation of a peer is not checked", "members_chaos", 20),
     Mutant::caught("NAKED", "a table block is used without its CRC", "tables_model", 20),
@@ -151,7 +152,11 @@ pub const ABSENT: &[(&str, &str)] = &[
          what is committed, so an old leader's commands harm nobody yet",
     ),
     ("TAIL", "a block is appended to after its sync: the store takes whole blocks only"),
-    ("GONE", "a chunk that moved is EIO for a reader: nothing moves chunks between numbers yet"),
+    (
+        "SWEEP",
+        "a replica that no chunk names is deleted when a server reports it: a leader serves no report before it has \
+         applied what was committed before its term, so nobody names it any more",
+    ),
     (
         "ALONE",
         "a keepalive is answered without a quorum: a client holds nothing on the strength of it yet, no leases",

@@ -31,6 +31,8 @@ pub struct Frames {
     watchers: RwLock<Vec<Box<dyn Watcher>>>,
     /// Sending machine and receiving address between which every frame vanishes.
     holes: Mutex<BTreeSet<(String, String)>>,
+    /// The same, and by how much every frame is late.
+    late: Mutex<BTreeMap<(String, String), Duration>>,
     /// By sending machine.
     runs: Mutex<BTreeMap<String, Run>>,
 }
@@ -55,6 +57,7 @@ impl Frames {
             quiet: AtomicBool::new(false),
             watchers: RwLock::new(Vec::new()),
             holes: Mutex::default(),
+            late: Mutex::default(),
             runs: Mutex::default(),
         });
         hook::install(Box::new(Hooked(frames.clone())));
@@ -76,10 +79,25 @@ impl Frames {
         change(&mut self.holes.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Frames of this link are so much late from now on.
+    pub(super) fn set_late(&self, link: (String, String), late: Duration) {
+        let mut links = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        match late.is_zero() {
+            true => _ = links.remove(&link),
+            false => _ = links.insert(link, late),
+        }
+    }
+
+    /// By how much a frame is late because its link is slow.
+    fn lateness(&self, node: &str, remote: &str) -> Option<Duration> {
+        let links = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let fast = links.is_empty() || self.is_quiet();
+        if fast { None } else { links.get(&link(node, remote)).copied() }
+    }
+
     fn vanishes(&self, node: &str, remote: &str) -> bool {
         let holes = self.holes.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = remote.split(':').next().unwrap_or_default();
-        !holes.is_empty() && holes.contains(&(node.to_owned(), address.to_owned()))
+        !holes.is_empty() && holes.contains(&link(node, remote))
     }
 
     /// Shows every frame to an oracle.
@@ -152,7 +170,9 @@ impl Frames {
                 return Some(Fate::Doubled);
             }
             if rng.hit(options.delay) {
-                return Some(Fate::LateMs(rng.range(1, options.delay_ms_max.max(2))));
+                let ms = rng.range(1, options.delay_ms_max.max(2));
+                // A heavy tail: one in sixteen comes when most callers have given up.
+                return Some(Fate::LateMs(if rng.chance(1, 16) { 10 * ms } else { ms }));
             }
             rng.hit(options.cut).then_some(Fate::Cut)
         })
@@ -162,6 +182,11 @@ impl Frames {
         let cancel = self.options.cancel;
         self.rng(|rng| rng.hit(cancel).then(|| Fate::DroppedAfter(rng.below(6) as u32)))
     }
+}
+
+/// The sending machine and the receiving address.
+fn link(node: &str, remote: &str) -> (String, String) {
+    (node.to_owned(), remote.split(':').next().unwrap_or_default().to_owned())
 }
 
 fn strikes(counter: &str, verdict: Verdict) -> Verdict {
@@ -208,7 +233,11 @@ impl Hook for Hooked {
             stats::count("fault: frame vanished");
             return Verdict::Drop;
         }
-        self.0.verdict(&node, frame)
+        match (self.0.verdict(&node, frame), self.0.lateness(&node, frame.remote)) {
+            (Verdict::Deliver, Some(late)) if matters(frame) => Verdict::Delay(late),
+            (Verdict::Delay(more), Some(late)) => Verdict::Delay(more + late),
+            (verdict, _) => verdict,
+        }
     }
 
     fn on_recv(&self, frame: &FrameInfo<'_>) -> Verdict {

@@ -109,6 +109,7 @@ fn possible(world: &World, strike: &Strike) -> bool {
         Strike::SlowDisk { node, disk, .. } => known(node) && *disk < world.disks(node).len(),
         Strike::Pause { node, .. } | Strike::ClockStep { node, .. } => known(node),
         Strike::Cut { from, to, .. } => from.iter().chain(to).all(known),
+        Strike::SlowLink { from, to, .. } => known(from) && known(to),
         Strike::Blackout { back_ms } => back_ms.keys().all(known),
         Strike::Lag { .. } => true,
     }
@@ -144,6 +145,7 @@ fn draw(world: &World, budget: &Budget, kinds: &[FaultKind], rng: &mut Rng) -> O
             by_ms: rng.below(7_200_001) as i64 - 3_600_000,
         },
         FaultKind::SlowDisk => slow_disk(world, rng)?,
+        FaultKind::SlowLink => slow_link(world, rng)?,
     };
     if !plan::strikes(kind.class()) {
         return None;
@@ -224,6 +226,14 @@ fn slow_disk(world: &World, rng: &mut Rng) -> Option<Strike> {
     })
 }
 
+fn slow_link(world: &World, rng: &mut Rng) -> Option<Strike> {
+    let mut all = world.all_names();
+    rng.shuffle(&mut all);
+    let mut two = all.into_iter();
+    let (late_ms, ms) = (rng.range(5, 1_200), rng.range(100, 4_000));
+    Some(Strike::SlowLink { from: two.next()?, to: two.next()?, late_ms, ms })
+}
+
 /// Does it.
 fn perform(world: &Arc<World>, strike: Strike) {
     match strike {
@@ -258,6 +268,13 @@ fn perform(world: &Arc<World>, strike: Strike) {
             world.latency(Duration::from_millis(least_ms), Duration::from_millis(most_ms));
             let world = world.clone();
             later(ms, async move { world.usual_latency() });
+        }
+        Strike::SlowLink { from, to, late_ms, ms } => {
+            let what = format!("frames between {from} and {to} are {late_ms} ms late");
+            trace::say(Kind::Lag, "net", &what);
+            world.slow_link(&from, &to, late_ms);
+            let world = world.clone();
+            later(ms, async move { world.slow_link(&from, &to, 0) });
         }
         Strike::ClockStep { node, by_ms } => world.step_clock(&node, by_ms),
         Strike::SlowDisk { node, disk, one_in, most_ms, ms } => {

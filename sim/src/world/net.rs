@@ -33,6 +33,14 @@ impl World {
         self.frames.set_holes(|holes| holes.extend(pairs));
     }
 
+    /// Frames between two machines are so much late, milliseconds, until further notice.
+    pub fn slow_link(&self, a: &str, b: &str, late_ms: u64) {
+        for (from, to) in [(a, b), (b, a)] {
+            let link = (from.to_owned(), self.node(to).ip().to_string());
+            self.frames.set_late(link, Duration::from_millis(late_ms));
+        }
+    }
+
     /// Frames arrive again.
     pub fn no_holes(&self) {
         self.frames.set_holes(std::collections::BTreeSet::clear);

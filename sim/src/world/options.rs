@@ -113,11 +113,13 @@ pub enum FaultKind {
     ClockStep,
     /// A disk is slow.
     SlowDisk,
+    /// Frames between two machines are late.
+    SlowLink,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [FaultKind; 10] = [
+    pub const ALL: [FaultKind; 11] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
         FaultKind::Blackout,
@@ -128,6 +130,7 @@ impl FaultKind {
         FaultKind::Lag,
         FaultKind::ClockStep,
         FaultKind::SlowDisk,
+        FaultKind::SlowLink,
     ];
 
     /// The class that it belongs to.
@@ -143,6 +146,7 @@ impl FaultKind {
             FaultKind::Lag => FaultClass::Lag,
             FaultKind::ClockStep => FaultClass::ClockStep,
             FaultKind::SlowDisk => FaultClass::SlowDisk,
+            FaultKind::SlowLink => FaultClass::SlowLink,
         }
     }
 
@@ -159,6 +163,7 @@ impl FaultKind {
             FaultKind::Lag => "fault: lag",
             FaultKind::ClockStep => "fault: clock step",
             FaultKind::SlowDisk => "fault: slow disk",
+            FaultKind::SlowLink => "fault: slow link",
         }
     }
 }

@@ -146,6 +146,11 @@ impl DiskFile for RealFile {
         }
     }
 
+    fn forget_cached(&self) {
+        // A hint: its result is of no interest.
+        let _ = rustix::fs::fadvise(&self.fd, 0, None, rustix::fs::Advice::DontNeed);
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         retry(|| rustix::fs::ftruncate(&self.fd, len))
     }
