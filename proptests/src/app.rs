@@ -233,11 +233,8 @@ pub fn kernel_answers(model: &ModelFs, op: &FsOp) -> bool {
     model.nodes().get(ino).is_none_or(|node| node.kind != FileKind::Regular)
 }
 
-/// Of an inode that it saw unlinked a mount may show the last attributes (fstat(2) of what is still open), and that it
-/// has no capabilities, which the kernel asks before each write.
+/// Of an inode that it saw unlinked a mount may show the last attributes: fstat(2) of what is still open.
 pub fn is_last_glimpse(op: &FsOp, found: &Result<FsOut, Errno>) -> bool {
     let looks = matches!(op, FsOp::Getattr { .. } | FsOp::Chown { uid: None, gid: None, .. });
-    let asks = matches!(op, FsOp::Getxattr { name, .. } if name == b"security.capability");
     looks && matches!(found, Ok(FsOut::Stat(stat)) if stat.nlink == 0)
-        || asks && *found == Err(Errno::ENODATA)
 }
