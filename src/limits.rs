@@ -154,6 +154,10 @@ pub struct Limits {
     pub readahead_bytes: usize,
     /// Bytes of file data a client keeps in its cache.
     pub data_cache_bytes: usize,
+    /// Chunks whose homes a client remembers.
+    pub chunks_known_max: usize,
+    /// Bytes of results after which the masters answer no more of the queries in one call.
+    pub query_reply_bytes: usize,
     /// Inodes a client keeps attributes of.
     pub inodes_cached_max: usize,
     // Wire
@@ -237,6 +241,8 @@ impl Limits {
             dirty_age_max: Duration::from_secs(3),
             readahead_bytes: 4 << 20,
             data_cache_bytes: 128 << 20,
+            chunks_known_max: 16 << 10,
+            query_reply_bytes: 4 << 20,
             inodes_cached_max: 1 << 17,
             requests_in_flight_max: 1024,
             connections_max: 4096,
@@ -294,6 +300,8 @@ impl Limits {
             dirty_age_max: Duration::from_millis(700),
             readahead_bytes: 64 << 10,
             data_cache_bytes: 256 << 10,
+            chunks_known_max: 4,
+            query_reply_bytes: 2 << 10,
             inodes_cached_max: 16,
             requests_in_flight_max: 64,
             connections_max: 64,

@@ -100,12 +100,12 @@ impl Filesystem for MooseFilesystem {
         let parent = inode(parent);
         if let Some(outcome) = self.shared.client.lookup_cached(parent, name.as_bytes()) {
             self.inline();
-            return self.shared.entry(reply, outcome);
+            return self.shared.entry(reply, parent, outcome);
         }
         let name = bytes(name);
         self.spawn(|shared| async move {
             let outcome = shared.client.lookup(parent, &name).await;
-            shared.entry(reply, outcome);
+            shared.entry(reply, parent, outcome);
         });
     }
 
@@ -190,7 +190,7 @@ impl Filesystem for MooseFilesystem {
         let name = bytes(name);
         self.spawn(|shared| async move {
             let outcome = shared.client.mknod(inode(parent), &name, new).await;
-            shared.entry(reply, outcome);
+            shared.entry(reply, inode(parent), outcome);
         });
     }
 
@@ -209,7 +209,7 @@ impl Filesystem for MooseFilesystem {
         let name = bytes(name);
         self.spawn(|shared| async move {
             let outcome = shared.client.mkdir(inode(parent), &name, new).await;
-            shared.entry(reply, outcome);
+            shared.entry(reply, inode(parent), outcome);
         });
     }
 
@@ -242,7 +242,7 @@ impl Filesystem for MooseFilesystem {
         let (name, target) = (bytes(link_name), bytes(target.as_os_str()));
         self.spawn(|shared| async move {
             let outcome = shared.client.symlink(inode(parent), &name, &target, uid, gid).await;
-            shared.entry(reply, outcome);
+            shared.entry(reply, inode(parent), outcome);
         });
     }
 
@@ -279,7 +279,7 @@ impl Filesystem for MooseFilesystem {
         let name = bytes(new_name);
         self.spawn(|shared| async move {
             let outcome = shared.client.link(inode(ino), inode(new_parent), &name).await;
-            shared.entry(reply, outcome);
+            shared.entry(reply, inode(new_parent), outcome);
         });
     }
 
@@ -576,7 +576,7 @@ impl Filesystem for MooseFilesystem {
         let name = bytes(name);
         self.spawn(|shared| async move {
             let outcome = shared.client.create(inode(parent), &name, new).await;
-            shared.created(flags, reply, outcome);
+            shared.created(inode(parent), flags, reply, outcome);
         });
     }
 
@@ -696,7 +696,8 @@ fn fill_plus(
         let attr = entry.attr.unwrap_or_default();
         let name = OsStr::from_bytes(&entry.name);
         let (child, at) = (INodeNo(entry.inode), entry.cookie + DOTS);
-        full = reply.add(child, at, name, &shared.ttl, &file_attr(&attr), Generation(0));
+        let ttl = shared.entry_ttl(inode(ino), entry.inode);
+        full = reply.add(child, at, name, &ttl, &file_attr(&attr), Generation(0));
         if !full {
             shared.view.told(attr.inode, attr.change);
             after = entry.cookie;

@@ -61,11 +61,17 @@ impl Shared {
         .to_string()
     }
 
-    pub(crate) fn entry(&self, reply: ReplyEntry, outcome: Result<Attr, Errno>) {
+    /// For how long the kernel may use what it is told of a name in `parent` and its inode.
+    pub(crate) fn entry_ttl(&self, parent: InodeId, ino: u64) -> Duration {
+        self.ttl.min(self.client.usable_for(Some(parent), InodeId(ino)))
+    }
+
+    pub(crate) fn entry(&self, reply: ReplyEntry, parent: InodeId, outcome: Result<Attr, Errno>) {
         match outcome {
             Ok(attr) => {
                 self.view.told(attr.inode, attr.change);
-                reply.entry(&self.ttl, &file_attr(&attr), GENERATION);
+                let ttl = self.entry_ttl(parent, attr.inode);
+                reply.entry(&ttl, &file_attr(&attr), GENERATION);
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -75,7 +81,8 @@ impl Shared {
         match outcome {
             Ok(attr) => {
                 self.view.told(attr.inode, attr.change);
-                reply.attr(&self.ttl, &file_attr(&attr));
+                let ttl = self.ttl.min(self.client.usable_for(None, InodeId(attr.inode)));
+                reply.attr(&ttl, &file_attr(&attr));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -107,6 +114,7 @@ impl Shared {
 
     pub(crate) fn created(
         &self,
+        parent: InodeId,
         flags: i32,
         reply: ReplyCreate,
         outcome: Result<(Attr, Handle), Errno>,
@@ -115,7 +123,8 @@ impl Shared {
             Ok((attr, handle)) => {
                 self.view.told(attr.inode, attr.change);
                 let (handle, flags) = (FileHandle(handle.0), open_flags(flags, false));
-                reply.created(&self.ttl, &file_attr(&attr), GENERATION, handle, flags);
+                let ttl = self.entry_ttl(parent, attr.inode);
+                reply.created(&ttl, &file_attr(&attr), GENERATION, handle, flags);
             }
             Err(error) => reply.error(errno(error)),
         }

@@ -64,6 +64,16 @@ impl Dir {
         self.entries.get(name).copied().flatten()
     }
 
+    /// Names that are remembered, absent ones too.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Until when they may be used without asking.
+    pub fn usable_until(&self) -> Mono {
+        self.until
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         *self = Dir { misses: self.misses, missed_since: self.missed_since, ..Dir::default() };
@@ -98,7 +108,13 @@ impl Dir {
         }
         self.until = self.until.max(until);
         self.change = change;
-        names.iter().for_each(|(name, inode)| self.record(name, *inode));
+        for (name, inode) in names {
+            // What is not among all names is absent.
+            match (inode, self.complete) {
+                (None, true) => _ = self.entries.remove(*name),
+                _ => self.record(name, *inode),
+            }
+        }
     }
 
     /// A directory that this client has just created: empty.

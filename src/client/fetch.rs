@@ -27,8 +27,6 @@ use tokio::sync::Notify;
 
 /// Bytes asked of one replica at a time.
 const READ_BYTES: u64 = 1 << 20;
-/// Chunks whose homes are remembered.
-const CHUNKS_MAX: usize = 16 << 10;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// Why a chunk's bytes cannot be had.
@@ -56,6 +54,17 @@ struct Info {
     layout: Layout,
     homes: Vec<Home>,
     dead: Vec<ServerId>,
+}
+
+impl Info {
+    /// From the masters' word; `None` if it makes no sense.
+    fn read(info: &pb::ChunkInfo) -> Option<(ChunkId, Arc<Info>)> {
+        let chunk = info.chunk.as_ref()?;
+        let layout = Layout::try_from(chunk.layout.as_ref()?).ok()?;
+        let dead = info.servers.iter().filter(|server| !server.alive);
+        let dead = dead.map(|server| ServerId(server.server)).collect();
+        Some((ChunkId(chunk.id), Arc::new(Info { layout, homes: homes(info), dead })))
+    }
 }
 
 /// What was counted.
@@ -114,16 +123,19 @@ impl Fetcher {
     /// The masters said where these chunks are.
     pub fn learn(&self, infos: &[pb::ChunkInfo]) {
         let mut chunks = locked(&self.chunks);
-        for info in infos {
-            let Some(chunk) = &info.chunk else { continue };
-            let layout = chunk.layout.as_ref().and_then(|layout| Layout::try_from(layout).ok());
-            let Some(layout) = layout else { continue };
-            let dead = info.servers.iter().filter(|server| !server.alive);
-            let dead = dead.map(|server| ServerId(server.server)).collect();
-            let info = Info { layout, homes: homes(info), dead };
-            chunks.insert(ChunkId(chunk.id), Arc::new(info));
+        for (chunk, info) in infos.iter().filter_map(Info::read) {
+            // Begun anew when it is full, never at the cost of what was just heard.
+            if chunks.len() >= self.limits.chunks_known_max && !chunks.contains_key(&chunk) {
+                crate::mark!("homes of chunks forgotten");
+                // OLDEST: the chunk that was made first goes, whoever asks for it.
+                match crate::bug!(OLDEST) {
+                    true => _ = chunks.pop_first(),
+                    false => chunks.clear(),
+                }
+            }
+            chunks.insert(chunk, info);
         }
-        while chunks.len() > CHUNKS_MAX {
+        if crate::bug!(OLDEST) && chunks.len() >= self.limits.chunks_known_max {
             chunks.pop_first();
         }
     }
@@ -272,11 +284,17 @@ impl Fetcher {
         let answer = tokio::time::timeout(left, self.queries.ask(query)).await;
         match answer {
             Ok(Ok(answer)) => {
-                if let Some(Found::Chunks(found)) = &answer.result.result {
-                    locked(&self.chunks).remove(&chunk);
-                    self.learn(&found.chunks);
+                let Some(Found::Chunks(found)) = &answer.result.result else {
+                    return Err(ReadError::Stale);
+                };
+                locked(&self.chunks).remove(&chunk);
+                self.learn(&found.chunks);
+                if crate::bug!(OLDEST) {
+                    return locked(&self.chunks).get(&chunk).cloned().ok_or(ReadError::Stale);
                 }
-                locked(&self.chunks).get(&chunk).cloned().ok_or(ReadError::Stale)
+                let mut read = found.chunks.iter().filter_map(Info::read);
+                let this = read.find(|(found, _)| *found == chunk);
+                this.map(|(_, info)| info).ok_or(ReadError::Stale)
             }
             Ok(Err(_)) | Err(_) => Err(ReadError::Failed),
         }

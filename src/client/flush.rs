@@ -10,6 +10,7 @@ use super::inode::{FileData, Flight, Inode, State};
 use super::pieces::{Run, runs};
 use super::plan::{Rope, partial_layout};
 use super::writers::Placed;
+use crate::bug;
 use crate::erasure::Layout;
 use crate::errno::Errno;
 use crate::pb::{ChunkEpoch, ChunkRange, CommitOp, Extent, extent::Source, op};
@@ -111,12 +112,7 @@ impl Client {
         }
         let mut left = runs(&flight.pieces);
         while !left.is_empty() {
-            if seam::now() >= until {
-                return Err(Errno::EIO);
-            }
-            let placed = self.place(inode, left, urgent).await?;
-            let (durable, lost) = self.make_durable(placed).await;
-            left = self.rescue(flight, lost);
+            let durable = self.settle(inode, flight, left, (urgent, until)).await?;
             if crate::bug!(M38) {
                 self.forge(inode, flight);
             }
@@ -128,11 +124,37 @@ impl Client {
                 return Err(errno);
             }
             let refused = self.commit_placed(inode, durable).await?;
-            left.extend(self.rescue(flight, refused));
+            left = self.rescue(flight, refused);
             left.sort_by_key(|run| run.off);
             crate::maybe!(!left.is_empty(), "bytes placed again elsewhere");
         }
         Ok(())
+    }
+
+    /// Places bytes, again elsewhere where that fails, until all of them are durable: a flush is committed as a whole.
+    async fn settle(
+        self: &Arc<Client>,
+        inode: &Arc<Inode>,
+        flight: &Flight,
+        mut left: Vec<Run>,
+        (urgent, until): (bool, Mono),
+    ) -> Result<Vec<Placed>, Errno> {
+        let mut ready: Vec<Placed> = Vec::new();
+        while !left.is_empty() {
+            let in_time = seam::now() < until;
+            let placed = match in_time {
+                true => self.place(inode, left, urgent).await,
+                false => Err(Errno::EIO),
+            };
+            let placed = placed.inspect_err(|_| {
+                ready.iter().for_each(|part| self.writers.release(part));
+            })?;
+            let (durable, lost) = self.make_durable(placed).await;
+            ready.extend(durable);
+            left = self.rescue(flight, lost);
+            crate::maybe!(!left.is_empty(), "bytes placed again elsewhere");
+        }
+        Ok(ready)
     }
 
     /// M38: whoever waits for the flight is told that it is committed as soon as its data is durable.
@@ -409,6 +431,10 @@ impl Client {
     /// Flights may begin again.
     pub(super) fn thaw(&self, inode: &Arc<Inode>) {
         inode.lock().file().frozen -= 1;
+        // Whoever waits for a commit may wait for bytes that were cut off meanwhile.
+        if !bug!(ASLEEP) {
+            inode.changed.notify_waiters();
+        }
         self.advance(inode);
     }
 
@@ -463,6 +489,10 @@ fn landed(file: &mut FileData, flight: &Flight) {
     debug_assert!(in_order, "flights commit in order");
     if flight.number > file.tainted {
         file.committed = file.committed.max(flight.upto);
+    }
+    // Whatever an earlier one left behind was dirty again, or newer bytes were in its place.
+    if !file.is_dirty() && !bug!(TAINT) {
+        file.committed = file.written;
     }
 }
 

@@ -272,11 +272,12 @@ impl Table {
         names as usize > self.inodes_max * 2
     }
 
-    /// Forgets the names of all directories but one: they are asked for again when needed.
+    /// Forgets the names of all directories but one, and of that too if it alone has too many: they are asked for
+    /// again when needed.
     pub fn forget_names(&self, but: InodeId) {
         for inode in self.all() {
-            if inode.id != but
-                && let Some(dir) = &mut inode.lock().dir
+            if let Some(dir) = &mut inode.lock().dir
+                && (inode.id != but || dir.len() > self.inodes_max)
             {
                 dir.clear();
             }

@@ -12,6 +12,7 @@ use crate::seam::{self, Mono};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Inline pieces of closed files may take this part of what the cache of chunk bytes may take.
@@ -97,6 +98,18 @@ impl Meta {
     /// Until when an answer to what was asked at `asked` may be used.
     pub fn until(&self, asked: Mono) -> Mono {
         asked + self.limits.attr_ttl
+    }
+
+    /// How long an inode's attributes, and with `parent` the names in that directory, may be used without asking.
+    pub fn usable_for(&self, parent: Option<InodeId>, id: InodeId) -> Duration {
+        let now = seam::now();
+        let attrs = self.table.get(id).map_or(Mono(0), |inode| inode.lock().attr_until);
+        let names = parent.map(|parent| {
+            let parent = self.table.get(parent);
+            let until = parent.and_then(|dir| Some(dir.lock().dir.as_ref()?.usable_until()));
+            until.unwrap_or(Mono(0))
+        });
+        now.until(attrs.min(names.unwrap_or(attrs)))
     }
 
     /// Attributes that the masters gave.
@@ -222,6 +235,16 @@ impl Meta {
             }
             _ => {}
         }
+    }
+
+    /// The masters keep an inode for this session that nobody here waits for any more: whether it is to be let go. If it
+    /// is open its last close does that.
+    pub fn let_go(&self, id: InodeId) -> bool {
+        let inode = self.table.get_or_new(id);
+        let mut state = inode.lock();
+        let file = state.file();
+        file.pinned = file.opens > 0;
+        !file.pinned
     }
 
     fn names_changed(&self, op: &op::Op, result: &OpResult, asked: Mono) {
@@ -431,6 +454,33 @@ mod tests {
         let inode = meta.table.get(InodeId(9)).expect("known");
         let found = inode.lock().file().extents.lookup(0, 100);
         found[0].2.clone()
+    }
+
+    /// The names of one directory alone must be bounded too, whether they are listed or come and go.
+    #[test]
+    fn the_names_of_one_directory_are_bounded() {
+        let limits = Limits::tiny();
+        let most = limits.inodes_cached_max * 3;
+        let meta = Meta::new(Arc::new(limits));
+        let dir = |change| Attr { inode: 1, change, kind: FileKind::Directory.into(), ..attr(1) };
+        let known = |meta: &Meta| meta.table.get(InodeId(1)).expect("known").lock().dir().len();
+        for page in 0..50u64 {
+            let entry = |n: u64| pb::DirEntry {
+                name: format!("{page}-{n}").into(),
+                inode: 100 + n,
+                cookie: page * 8 + n + 1,
+                ..Default::default()
+            };
+            let page_ =
+                pb::ReaddirResult { entries: (0..8).map(entry).collect(), ..Default::default() };
+            meta.listed(InodeId(1), page * 8, Some(&dir(5)), &page_, Mono(0));
+            assert!(known(&meta) <= most, "{} names listed", known(&meta));
+        }
+        for change in 6..500 {
+            let name = format!("gone {change}");
+            meta.own(Some(&dir(change)), &[(name.as_bytes(), None)], Mono(0));
+            assert!(known(&meta) <= most, "{} names that came and went", known(&meta));
+        }
     }
 
     /// An unpin, which changes nothing, was taken for the one step that another client's commit had made: the

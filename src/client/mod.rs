@@ -21,6 +21,7 @@ mod plan;
 mod query;
 mod read;
 mod readahead;
+mod removals;
 mod session;
 #[cfg(all(test, not(feature = "sim")))]
 mod tests;
@@ -41,6 +42,7 @@ use handles::Handles;
 use masters::{MasterError, Masters};
 use meta::Meta;
 use query::Queries;
+use removals::Removals;
 use session::Session;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -63,6 +65,7 @@ pub struct Client {
     writers: Arc<Writers>,
     fetcher: Arc<Fetcher>,
     handles: Handles,
+    removals: Removals,
     classes: Classes,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     cluster: Uuid,
@@ -110,6 +113,7 @@ impl Client {
             session,
             queries,
             handles: Handles::default(),
+            removals: Removals::default(),
             classes: Classes::default(),
             tasks: Mutex::default(),
             cluster: known.unwrap_or(Uuid([0; 16])),

@@ -1,5 +1,6 @@
 //! Operations on names and attributes.
 
+use super::removals::Removal;
 use super::types::{Handle, NewFile, NewNode, SetAttr, SetTime};
 use super::{Client, inode::Inode};
 use crate::errno::Errno;
@@ -47,6 +48,12 @@ impl Client {
     /// [`Client::lookup`] from the caches: `None` if they do not know (also whether the name is absent).
     pub fn lookup_cached(&self, parent: InodeId, name: &[u8]) -> Option<Result<Attr, Errno>> {
         self.meta.find(parent, name)
+    }
+
+    /// How long what this mount knows of an inode, and with `parent` of its name there, may be used without asking:
+    /// nobody above may be told to use it for longer (rule E4).
+    pub fn usable_for(&self, parent: Option<InodeId>, ino: InodeId) -> std::time::Duration {
+        self.meta.usable_for(parent, ino)
     }
 
     /// When lookups in a directory keep having to ask, reads a page of it with attributes.
@@ -253,7 +260,10 @@ impl Client {
         if !self.classes.knows(attr.class) {
             // Inherited from the directory, and younger than this mount: its layout decides where bytes go.
             crate::mark!("created in a class not known yet");
-            self.classes.refresh(&self.queries).await?;
+            if let Err(errno) = self.classes.refresh(&self.queries).await {
+                self.unpin(&self.meta.table.get_or_new(InodeId(attr.inode)), false);
+                return Err(errno);
+            }
         }
         let inode = self.meta.table.get_or_new(InodeId(attr.inode));
         let handle = self.handles.open(inode, new.flags, seam::now());
@@ -304,10 +314,12 @@ impl Client {
 
     /// Removes a name of anything but a directory. What is open here stays readable and writable.
     pub async fn unlink(&self, parent: InodeId, name: &[u8]) -> Result<(), Errno> {
-        let pin = self.may_be_open(parent, name);
+        let unasked = self.unasked(parent, name);
+        let pin = unasked.is_none();
         let name = Bytes::copy_from_slice(name);
         let op = Op::Unlink(pb::UnlinkOp { parent: parent.get(), name, pin });
         let result = self.session.run(op).await?;
+        drop(unasked);
         let victim = result.victim.or(result.attr);
         self.settle_pin(victim, pin);
         Ok(())
@@ -334,7 +346,8 @@ impl Client {
         if flags & libc::RENAME_EXCHANGE != 0 {
             self.commit_named(new_parent, new_name).await?;
         }
-        let pin_victim = self.may_be_open(new_parent, new_name);
+        let unasked = self.unasked(new_parent, new_name);
+        let pin_victim = unasked.is_none();
         let op = Op::Rename(pb::RenameOp {
             parent: parent.get(),
             name: Bytes::copy_from_slice(name),
@@ -344,6 +357,7 @@ impl Client {
             pin_victim,
         });
         let result = self.session.run(op).await?;
+        drop(unasked);
         if flags & libc::RENAME_EXCHANGE == 0 {
             self.settle_pin(result.victim, pin_victim);
         }
@@ -376,16 +390,20 @@ impl Client {
         }
     }
 
-    /// Whether the inode of this name might be open here: then removing the name asks the masters to keep it.
-    fn may_be_open(&self, parent: InodeId, name: &[u8]) -> bool {
-        if self.handles.is_empty() {
-            return false;
-        }
+    /// A removal of this name without a word to the masters that the inode is open here, as it is not; `None` if it
+    /// might be.
+    fn unasked(&self, parent: InodeId, name: &[u8]) -> Option<Removal<'_>> {
         match (self.meta.hint(parent, name), self.meta.find(parent, name)) {
-            (_, Some(Err(_))) => false,
-            (Some(inode), Some(Ok(_))) => is_open(&inode),
+            (_, Some(Err(_))) => Some(self.removals.begin(None)),
+            (Some(inode), Some(Ok(_))) => {
+                let removal = self.removals.begin(Some(inode.id));
+                (!is_open(&inode)).then_some(removal)
+            }
             // Out of date, or never seen: keeping too much is put right by the answer.
-            _ => true,
+            _ => {
+                let removal = self.removals.begin(None);
+                self.handles.is_empty().then_some(removal)
+            }
         }
     }
 
@@ -400,6 +418,11 @@ impl Client {
                 self.unpin(&inode, victim.nlink == 0);
             }
         }
+    }
+
+    /// Asks the masters to keep the inode, and waits: ESTALE if it is gone.
+    async fn pin(&self, inode: &Arc<Inode>) -> Result<(), Errno> {
+        self.session.run(Op::Pin(pb::PinOp { inode: inode.id.get() })).await.map(drop)
     }
 
     /// The inode is not open here any more.
@@ -441,6 +464,7 @@ impl Client {
     /// its data is.
     pub async fn open(&self, ino: InodeId, flags: i32) -> Result<Handle, Errno> {
         let inode = self.meta.table.get_or_new(ino);
+        let opening = self.removals.open();
         let attr = match self.load_extents(&inode, 0).await {
             Ok(attr) => attr,
             // REOPEN: whoever has it open takes what he knows of it for what it last was.
@@ -458,7 +482,15 @@ impl Client {
         if !self.classes.knows(attr.class) {
             self.classes.refresh(&self.queries).await?;
         }
-        let handle = self.handles.open(inode, flags, seam::now());
+        let handle = self.handles.open(inode.clone(), flags, seam::now());
+        // UNHELD: nobody asks whether it was removed meanwhile.
+        let removed = opening.may_be_removed(ino) && !crate::bug!(UNHELD);
+        drop(opening);
+        if removed && let Err(errno) = self.pin(&inode).await {
+            crate::mark!("file removed while it was opened");
+            self.release(handle).await;
+            return Err(errno);
+        }
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if flags & libc::O_TRUNC != 0 && writes {
             let cut = SetAttr { size: Some(0), ..SetAttr::default() };

@@ -115,10 +115,14 @@ impl Queries {
         let until = asked + self.masters.limits.operation_deadline;
         self.sent.fetch_add(1, Ordering::Relaxed);
         match self.masters.call::<calls::Query>(&request, until).await {
-            Ok(reply) if reply.results.len() == count => {
-                for (waiting, result) in batch.into_iter().zip(reply.results) {
+            // They may answer only the first of them.
+            Ok(reply) if (1..=count).contains(&reply.results.len()) => {
+                let mut batch = batch.into_iter();
+                for (result, waiting) in reply.results.into_iter().zip(batch.by_ref()) {
                     let _ = waiting.done.send(Ok(Answer { result, asked }));
                 }
+                let mut state = self.state();
+                batch.rev().for_each(|waiting| state.waiting.push_front(waiting));
             }
             Ok(_) => fail(batch, Errno::EPROTO),
             Err(error) => {

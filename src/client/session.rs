@@ -9,7 +9,7 @@
 use super::masters::{MasterError, Masters};
 use super::meta::Meta;
 use crate::errno::Errno;
-use crate::ids::SessionId;
+use crate::ids::{InodeId, SessionId};
 use crate::limits::Limits;
 use crate::pb::{self, op};
 use crate::seam::{self, Mono};
@@ -256,7 +256,7 @@ impl Session {
     }
 
     fn give_up(&self, entries: Vec<Queued>) {
-        entries.into_iter().for_each(|entry| finish(entry.done, Err(Lost::Closed)));
+        entries.into_iter().for_each(|entry| _ = finish(entry.done, Err(Lost::Closed)));
         self.progress.notify_waiters();
     }
 
@@ -372,14 +372,23 @@ impl Session {
         }
     }
 
-    fn answer(&self, batch: Batch, reply: pb::BatchReply) {
+    fn answer(self: &Arc<Session>, batch: Batch, reply: pb::BatchReply) {
         let count = batch.entries.len() as u64;
         for (entry, result) in batch.entries.into_iter().zip(reply.results) {
             if let op::Op::AllocInodes(_) = entry.op {
                 self.state().granted(&result);
             }
             self.meta.applied(&entry.op, &result, entry.asked);
-            finish(entry.done, Ok(result));
+            let heard = finish(entry.done, Ok(result));
+            // LEFTOVER: what the masters keep for somebody who has given up stays kept.
+            if !heard
+                && !crate::bug!(LEFTOVER)
+                && let Some(inode) = kept_by(&entry.op, &result)
+                && self.meta.let_go(inode)
+            {
+                crate::mark!("kept for somebody who had given up");
+                self.submit_lazy(op::Op::Unpin(pb::UnpinOp { inode: inode.get() }));
+            }
         }
         self.state().done += count;
         self.progress.notify_waiters();
@@ -517,10 +526,20 @@ impl State {
     }
 }
 
-fn finish(done: Option<Done>, outcome: Result<pb::OpResult, Lost>) {
-    if let Some(done) = done {
-        let _ = done.send(outcome);
-    }
+/// Whether somebody hears it, or nobody was to.
+fn finish(done: Option<Done>, outcome: Result<pb::OpResult, Lost>) -> bool {
+    done.is_none_or(|done| done.send(outcome).is_ok())
+}
+
+/// The inode that the masters keep for this session since this operation, whoever has it open.
+fn kept_by(op: &op::Op, result: &pb::OpResult) -> Option<InodeId> {
+    let kept = match op {
+        op::Op::Create(op) if op.pin => result.attr,
+        op::Op::Unlink(op) if op.pin => result.victim.or(result.attr),
+        op::Op::Rename(op) if op.pin_victim => result.victim,
+        _ => None,
+    };
+    kept.filter(|_| result.errno == 0).map(|attr| InodeId(attr.inode))
 }
 
 fn op_len(op: &op::Op) -> usize {

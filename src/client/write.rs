@@ -177,10 +177,13 @@ impl Client {
             crate::mark!("unlinked file closed");
             self.abandon(inode).await;
         } else if self.commit_all(inode).await.is_err() {
-            let mut state = inode.lock();
-            if state.file().opens == 0 {
-                self.meta.drop_dirty(&mut state);
+            {
+                let mut state = inode.lock();
+                if state.file().opens == 0 {
+                    self.meta.drop_dirty(&mut state);
+                }
             }
+            inode.changed.notify_waiters();
         }
         self.meta.dirty.remove(inode);
         self.meta.inline_kept.closed(inode);

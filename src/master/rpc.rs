@@ -8,6 +8,7 @@ use crate::pb;
 use crate::placement;
 use crate::raft::ProposeError;
 use crate::wire::{Call, Handler, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
+use prost::Message;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -148,11 +149,18 @@ async fn query(shared: &Shared, request: pb::QueryRequest) -> Answer {
     let (term, _) = shared.raft.read_index().await.map_err(refusal)?;
     let (index, view) = shared.raft.view_at();
     let mut results = Vec::with_capacity(request.queries.len());
+    let mut bytes = 0;
     for query in &request.queries {
+        // What is left is asked again: one reply fits a frame, and one caller does not keep all others waiting.
+        if bytes >= shared.limits.query_reply_bytes {
+            crate::mark!("not all queries of a call answered");
+            break;
+        }
         let mut result = namespace::query(&view, &shared.limits, query)
             .map_err(|error| shared.broken(&error))?;
         mark_alive(shared, &mut result);
         servers::fill_space(shared, &view, &mut result).map_err(|error| shared.broken(&error))?;
+        bytes += result.encoded_len();
         results.push(result);
     }
     let reply = pb::QueryReply { term: term.get(), index: index.get(), results };

@@ -93,7 +93,9 @@ fn a_renamed_file_has_its_data() {
 
 #[test]
 fn names_are_seen_by_others_within_the_time_to_live() {
-    let cluster = Cluster::start("names", 1, 2, (1, 1));
+    // Room for all names of the directory.
+    let limits = crate::limits::Limits { inodes_cached_max: 64, ..crate::limits::Limits::tiny() };
+    let cluster = Cluster::with("names", 1, 2, (1, 1), limits);
     let (a, b) = (cluster.mount(), cluster.mount());
     cluster.block_on(async {
         let dir = InodeId(a.mkdir(ROOT, b"d", DIR).await.unwrap().inode);
