@@ -3,7 +3,7 @@
 //! only by a leader that has applied an entry of its own term (rule A2).
 
 use super::Shared;
-use super::repair::{self, enter, leave};
+use super::repair::{self, enter};
 use super::rpc::refusal;
 use crate::ids::{ChunkId, Generation, InodeId, ServerId, SessionId};
 use crate::namespace::tables::{
@@ -105,9 +105,7 @@ fn deleting(shared: &Shared) -> Result<Vec<pb::Chunk>, TableError> {
 
 /// Has every reachable server delete its replica, then commits which are gone.
 fn delete(shared: &Arc<Shared>, chunk: pb::Chunk) {
-    if !enter(shared, chunk.id) {
-        return;
-    }
+    let Some(claim) = enter(shared, chunk.id) else { return };
     let shared = shared.clone();
     seam::spawn(async move {
         let mut gone = Vec::new();
@@ -124,7 +122,7 @@ fn delete(shared: &Arc<Shared>, chunk: pb::Chunk) {
             }
             crate::mark!("chunk deleted");
         }
-        leave(&shared, chunk.id);
+        drop(claim);
     });
 }
 

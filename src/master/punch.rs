@@ -2,7 +2,7 @@
 //! reverse index, commits them as holes, and has every server of the chunk free them (rule A6).
 
 use super::Shared;
-use super::repair::{self, enter, leave};
+use super::repair::{self, enter};
 use super::rpc::refusal;
 use super::soft::Beat;
 use crate::erasure::Layout;
@@ -130,9 +130,7 @@ fn in_shards(chunk: &pb::Chunk, holes: &[Hole]) -> Vec<Hole> {
 
 /// Has every server of the chunk free its holes, then commits that they did.
 fn tell(shared: &Arc<Shared>, chunk: pb::Chunk, row: pb::HolesRow) {
-    if !enter(shared, chunk.id) {
-        return;
-    }
+    let Some(claim) = enter(shared, chunk.id) else { return };
     let shared = shared.clone();
     seam::spawn(async move {
         let holes = in_shards(&chunk, &row.holes);
@@ -149,7 +147,7 @@ fn tell(shared: &Arc<Shared>, chunk: pb::Chunk, row: pb::HolesRow) {
             }
             crate::mark!("servers freed holes");
         }
-        leave(&shared, chunk.id);
+        drop(claim);
     });
 }
 

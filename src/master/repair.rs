@@ -7,7 +7,7 @@ use super::rpc::refusal;
 use super::servers;
 use crate::erasure::Layout;
 use crate::errno::Errno;
-use crate::ids::{ChunkId, Generation, ServerId};
+use crate::ids::{ChunkId, Generation, ServerId, Term};
 use crate::namespace::tables::{Chunks, Degraded, PendingReplicas, ServerChunks};
 use crate::pb;
 use crate::placement::{self, Health, Repair, ServerView};
@@ -109,9 +109,7 @@ fn verify(
     replica: pb::Replica,
     judge: impl FnOnce(&Shared, &pb::ReplicaId, bool) + Send + 'static,
 ) {
-    if !enter(shared, chunk.id) {
-        return;
-    }
+    let Some(claim) = enter(shared, chunk.id) else { return };
     let (id, wanted) = (replica_id(chunk, &replica), shard_len(chunk, replica.shard));
     let (server, chunk) = (ServerId(replica.server), chunk.clone());
     let shared = shared.clone();
@@ -127,7 +125,7 @@ fn verify(
             let bad = state.corrupt || (sealed && wanted > 0 && !state.present) || short;
             judge(&shared, &id, !bad);
         }
-        leave(&shared, chunk.id);
+        drop(claim);
     });
 }
 
@@ -169,10 +167,10 @@ pub(super) fn tell_all_sealed(shared: &Arc<Shared>, chunks: &[ChunkId]) {
 /// Tells the servers of a sealed chunk its final length. Those that did not hear it are told again; a new leader
 /// learns from their first full report who did not.
 pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
-    if !enter(shared, chunk.id) {
+    let Some(claim) = enter(shared, chunk.id) else {
         tell_later(shared, chunk.id);
         return;
-    }
+    };
     shared.soft().untold.remove(&chunk.id);
     let (shared, chunk) = (shared.clone(), chunk.clone());
     seam::spawn(async move {
@@ -197,7 +195,7 @@ pub(super) fn tell_sealed(shared: &Arc<Shared>, chunk: &pb::Chunk) {
                 }
             }
         }
-        leave(&shared, chunk.id);
+        drop(claim);
     });
 }
 
@@ -322,22 +320,22 @@ fn start_rebuild(
     target: ServerId,
     sources: Vec<pb::Replica>,
 ) {
-    if shared.soft().repairs >= shared.limits.repairs_at_once || !enter(shared, chunk.id) {
+    if shared.soft().repairs >= shared.limits.repairs_at_once {
         return;
     }
+    let Some(mut claim) = enter(shared, chunk.id) else { return };
     shared.soft().repairs += 1;
+    claim.rebuilds = true;
     let shared = shared.clone();
     seam::spawn(async move {
         let id = chunk.id;
-        match rebuild(&shared, &chunk, shard, old, target, &sources).await {
+        match rebuild(&shared, &claim, &chunk, shard, old, target, &sources).await {
             Ok(()) => tracing::info!(chunk = id, shard, %target, "replica rebuilt"),
             Err(error) => {
                 tracing::warn!(chunk = id, shard, %target, error, "rebuild failed; it is tried again")
             }
         }
-        leave(&shared, id);
-        let mut soft = shared.soft();
-        soft.repairs = soft.repairs.saturating_sub(1);
+        drop(claim);
     });
 }
 
@@ -380,11 +378,9 @@ async fn give_up_unneeded(
         let Some(chunk) = view.get::<Chunks>(&id).map_err(fatal)? else { continue };
         let bad = known_bad(shared, &chunk);
         let whole = placement::plan(&chunk, views, &bad, 0) == Repair::Nothing;
-        if whole && enter(shared, chunk.id) {
+        if whole && let Some(_claim) = enter(shared, chunk.id) {
             crate::mark!("unfinished repair copy not needed any more");
-            let given_up = give_up_pending(shared, &chunk).await;
-            leave(shared, chunk.id);
-            given_up?;
+            give_up_pending(shared, &chunk).await?;
         }
     }
     Ok(())
@@ -392,6 +388,7 @@ async fn give_up_unneeded(
 
 async fn rebuild(
     shared: &Shared,
+    claim: &Claim,
     chunk: &pb::Chunk,
     shard: u32,
     old: Option<Generation>,
@@ -437,6 +434,10 @@ async fn rebuild(
     if crate::fault!("master: repair given up before its commit") {
         return Err("given up".to_owned());
     }
+    // Whoever leads since may have given this copy up, and had it deleted.
+    if !claim.holds() {
+        return Err("another term began meanwhile".to_owned());
+    }
     let command = pb::ReplaceReplicaCmd {
         chunk: chunk.id,
         epoch: chunk.epoch,
@@ -460,13 +461,37 @@ pub(super) fn address(shared: &Shared, server: ServerId) -> Option<String> {
     row.ok().flatten().map(|row| row.address)
 }
 
-/// Claims a chunk for one task at a time.
-pub(super) fn enter(shared: &Shared, chunk: u64) -> bool {
-    let mut soft = shared.soft();
-    soft.busy.len() < BUSY_MAX && soft.busy.insert(chunk)
+/// A chunk that one task works on; others leave it alone until this is dropped, or this master leads in another term
+/// and knows nothing of what it once began.
+pub(super) struct Claim {
+    shared: Arc<Shared>,
+    chunk: u64,
+    term: Term,
+    /// It counts as a rebuild under way.
+    rebuilds: bool,
 }
 
-/// Ends the claim.
-pub(super) fn leave(shared: &Shared, chunk: u64) {
-    shared.soft().busy.remove(&chunk);
+impl Claim {
+    /// Whether this master still leads in the term of the claim.
+    fn holds(&self) -> bool {
+        self.shared.raft.is_leader() && self.shared.raft.term() == self.term
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut soft = self.shared.soft();
+        if soft.term == self.term {
+            soft.busy.remove(&self.chunk);
+            soft.repairs -= usize::from(self.rebuilds);
+        }
+    }
+}
+
+/// Claims a chunk for one task at a time.
+pub(super) fn enter(shared: &Arc<Shared>, chunk: u64) -> Option<Claim> {
+    let mut soft = shared.soft();
+    let term = soft.term;
+    let free = soft.busy.len() < BUSY_MAX && soft.busy.insert(chunk);
+    free.then(|| Claim { shared: shared.clone(), chunk, term, rebuilds: false })
 }

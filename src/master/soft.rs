@@ -30,8 +30,10 @@ pub(crate) struct Soft {
     pub(crate) busy: BTreeSet<u64>,
     /// Rebuilds under way.
     pub(crate) repairs: usize,
-    /// When the last background round began.
+    /// When the last background round began, or ended, with a quorum.
     pub(crate) last_round: Mono,
+    /// When this process was last seen not to stand still.
+    pub(crate) watched: Mono,
     /// Where the scans for work go on.
     pub(crate) cursors: Cursors,
 }
@@ -190,7 +192,8 @@ impl Soft {
         let now = clock();
         // What was announced since this master leads is still to be told.
         let untold = std::mem::take(&mut self.untold);
-        *self = Soft { term, since: now, last_round: now, untold, ..Soft::default() };
+        let watched = self.watched;
+        *self = Soft { term, since: now, last_round: now, untold, watched, ..Soft::default() };
     }
 
     /// Gives every server and session its whole time to live again.

@@ -318,6 +318,11 @@ impl<M: Machine> RaftNode<M> {
         self.core.members()
     }
 
+    /// Whether the group is on its way from one membership to the next: commits then need a majority of both.
+    pub fn is_between_memberships(&self) -> bool {
+        self.core.is_between_memberships()
+    }
+
     /// The log index from which these members count.
     pub fn members_since(&self) -> LogIndex {
         self.core.members_since()

@@ -183,6 +183,8 @@ impl<M: Machine> Core<M> {
         // One piece at a time: whoever comes while one is being written waits here.
         let mut receiving = self.receiving.lock().await;
         if request.offset == 0 && receiving.id != meta.id {
+            // The one before comes to nothing.
+            *receiving = Receiving::default();
             let install = self.shared.lock().machine.db().begin_install();
             let install = install.map_err(|e| bad(e.to_string()))?;
             let (id, install) = (meta.id.clone(), Some(Box::new(install)));

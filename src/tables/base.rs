@@ -32,6 +32,12 @@ impl Store {
         cache_bytes: usize,
     ) -> Result<Arc<Store>, TableError> {
         let fault = Arc::new(Fault::new(format!("{}/{path}", disk.describe())));
+        // Somebody may still have the one of this name and write to it when he lets it go: it stays his.
+        if let Err(error) = disk.remove(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(fault.error(StorageError::Io(error)));
+        }
         let file = fault.note(disk.open(path, OpenMode::Create));
         let id = crate::seam::rng::random_u64();
         let blocks = file.and_then(|file| Blocks::create(file, id, fault.clone()));

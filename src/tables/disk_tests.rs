@@ -343,6 +343,34 @@ fn a_snapshot_with_other_rows_than_its_hash_says_is_refused() {
     assert!(!disk.exists("tables.redb.install").unwrap());
 }
 
+/// Both had one file, which the older one cut when it was let go.
+#[test]
+fn a_snapshot_that_came_to_nothing_takes_nothing_from_the_next_one() {
+    let (_scratch, disk, model) = filled("two-installs", 4000);
+    let (mut db, _) = Db::open(disk.clone(), "tables.redb", &Limits::tiny()).unwrap();
+    let view = db.view();
+    let rows: Vec<_> = view.rows().collect::<Result<_, _>>().unwrap();
+    let meta = pb::CheckpointMeta { state_hash: view.hash(), ..meta(9) };
+    for kept in [0, rows.len() / 3, rows.len()] {
+        let push = |install: &mut Install, rows: &[(Vec<u8>, Vec<u8>)]| {
+            rows.iter().for_each(|(key, row)| install.push(key, row).unwrap());
+        };
+        let rows: Vec<(Vec<u8>, Vec<u8>)> =
+            rows.iter().map(|(key, row)| (key.to_vec(), row.to_vec())).collect();
+        let mut older = db.begin_install().unwrap();
+        push(&mut older, &rows);
+        let mut newer = db.begin_install().unwrap();
+        push(&mut newer, &rows[..kept]);
+        drop(older);
+        push(&mut newer, &rows[kept..]);
+        let installed = newer.finish(meta.clone()).unwrap();
+        drop(db.finish_install(installed));
+        compare_all(&db.view(), &model);
+    }
+    drop((db, view));
+    assert_eq!(read_all(&disk).unwrap(), (9, model));
+}
+
 #[test]
 fn a_discarded_file_is_an_empty_start() {
     let (_scratch, disk, _) = filled("discard", 10);
