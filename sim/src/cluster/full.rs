@@ -316,11 +316,12 @@ impl Cluster {
         // All of them: one that is still starting has not converged.
         let all = applied.len() == names.len();
         let same = all && applied.iter().all(|index| *index == applied[0]);
-        let whole = degraded == 0 && active == servers && voters == names.len();
+        let settled = !leader.is_between_memberships();
+        let whole = degraded == 0 && active == servers && voters == names.len() && settled;
         let unheard = self.unreported(world);
         (!same || !whole || unheard > 0).then(|| {
             format!(
-                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {unheard} not heard, {voters} voters"
+                "applied {applied:?}, {degraded} degraded chunks, {active} of {servers} servers active, {unheard} not heard, {voters} voters, settled: {settled}"
             )
         })
     }

@@ -11,7 +11,7 @@ mod strikes;
 
 pub use classes::FaultClass;
 pub use frames::{Fate, FrameFault, FrameKey};
-pub use points::begin_points;
+pub use points::{begin_points, choose_point};
 pub use strikes::{Planned, Strike};
 
 use crate::rng::Ratio;

@@ -15,6 +15,8 @@ const ONE_IN: [u32; 7] = [2, 3, 5, 10, 20, 50, 100];
 pub(super) struct Points {
     on: bool,
     seed: u64,
+    /// Those that a scenario is about.
+    chosen: BTreeMap<&'static str, Ratio>,
     met: BTreeMap<&'static str, Point>,
 }
 
@@ -35,8 +37,13 @@ impl Point {
 
 /// A world begins: its fault points are on or off until it heals.
 pub fn begin_points(seed: u64, on: bool) {
-    lock().state().points = Points { on, seed, met: BTreeMap::new() };
+    lock().state().points = Points { on, seed, ..Points::default() };
     mooseng::marks::watch_faults(fires);
+}
+
+/// The scenario is about this point: it is active. To be called when the world has begun.
+pub fn choose_point(name: &'static str, fires: Ratio) {
+    lock().state().points.chosen.insert(name, fires);
 }
 
 /// Whether the point of this name fires now.
@@ -57,13 +64,15 @@ fn fires(name: &'static str) -> bool {
 impl State {
     /// How often an active point fires, where it is met for the first time; and whether it does now.
     fn passes(&mut self, name: &'static str) -> (Option<Ratio>, bool) {
-        if !self.points.on || self.healed {
+        let chosen = self.points.chosen.get(name).copied();
+        if !(self.points.on || chosen.is_some()) || self.healed {
             return (None, false);
         }
         let seed = self.points.seed;
         let mut first = None;
         let point = self.points.met.entry(name).or_insert_with(|| {
             let mut point = Point::draw(seed, name);
+            point.fires = chosen.unwrap_or(point.fires);
             if let Some(given) = &self.given {
                 point.fires = given.points.get(name).copied().unwrap_or(Ratio::NEVER);
             }

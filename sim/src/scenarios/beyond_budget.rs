@@ -62,7 +62,9 @@ async fn run(seed: u64) {
         Box::pin(async move {
             let writer = connect(&context, &config).await;
             let rng = Rng::new(seed).fork("files");
-            let files = write_all(&writer, rng, "f").await;
+            let mut files = write_all(&writer, rng, "f").await;
+            // Read in no order: what a mount remembers of chunks is bounded.
+            Rng::new(seed).fork("order").shuffle(&mut files);
             step.fetch_max(WRITTEN, Ordering::Relaxed);
             wait(&step, LOST).await;
             // By mounts that have nothing in memory.

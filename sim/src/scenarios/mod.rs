@@ -2,9 +2,11 @@
 
 mod append_turns;
 mod beyond_budget;
+mod busy_leader;
 mod catching_up;
 mod client_model;
 mod cluster_chaos;
+mod cut_and_close;
 mod damage;
 mod damage_chaos;
 mod deposed_leader;
@@ -14,6 +16,8 @@ mod erasure_model;
 mod error_reporting;
 mod failover;
 mod frame_chaos;
+mod given_up;
+mod half_changed;
 mod journal;
 mod late_session;
 mod lost_in_a_row;
@@ -27,6 +31,7 @@ mod no_majority;
 mod placement_model;
 mod raft_chaos;
 mod removed_elsewhere;
+mod replaced_under_open;
 mod rot_while_away;
 mod servers_fail;
 mod single_fault;
@@ -75,6 +80,11 @@ pub const ALL: &[Scenario] = &[
     client_model::SCENARIO,
     moved_away::SCENARIO,
     beyond_budget::SCENARIO,
+    busy_leader::SCENARIO,
+    cut_and_close::SCENARIO,
+    given_up::SCENARIO,
+    half_changed::SCENARIO,
+    replaced_under_open::SCENARIO,
     erasure_model::SCENARIO,
     placement_model::SCENARIO,
     damage::SCENARIO,

@@ -14,6 +14,7 @@ use crate::oracles::reporting::Description;
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use crate::stats;
+use crate::trace;
 use crate::world::{Options, Role, World};
 use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
@@ -27,11 +28,12 @@ pub const SCENARIO: Scenario = Scenario {
     name: "servers_fail",
     about: "chunkservers restart under a writer, and then all are away: told of, not pressed, told once",
     seeds: 4,
-    limit: Duration::from_secs(1000),
+    limit: Duration::from_secs(2500),
     must_count: &[
         "servers restarted under a writer",
         "chunks given up",
         "O13 chunk syncs checked",
+        "writes overtaken",
         "O11 calls checked",
         "O11 failures told",
     ],
@@ -45,6 +47,9 @@ const SYNCHRONOUS: i32 = 0o4_010_002;
 /// Enough for an append in the background.
 const BYTES: usize = 100_000;
 const ROUNDS: u64 = 12;
+const OVERTAKEN: u64 = 4;
+/// Within which an fsync is answered that has nothing to wait for.
+const SOON: Duration = Duration::from_secs(5);
 /// Chunks that a writer of one kind of files has open at once.
 const OPEN_MAX: usize = 2;
 /// Chunks that its two lanes may give up in the three seconds in which no server answers and the masters still hope:
@@ -70,17 +75,18 @@ async fn run(seed: u64) {
             let mut writer = Writer { client, rng, world, cluster };
             writer.servers_restart().await;
             writer.servers_away().await;
+            writer.overtaken().await;
             *over.lock().unwrap_or_else(PoisonError::into_inner) = true;
             std::future::pending().await
         })
     });
-    for _ in 0..6000 {
+    for _ in 0..20_000 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if *done.lock().unwrap_or_else(PoisonError::into_inner) {
             return;
         }
     }
-    stuck("O7", "the writer does not end within 600 s");
+    stuck("O7", "the writer does not end within 2000 s");
 }
 
 struct Writer {
@@ -143,6 +149,45 @@ impl Writer {
         let open = leader.view().range::<OpenChunks>(&Default::default(), None).count();
         if open > OPEN_MAX {
             violation("O6", format!("{open} chunks are open under a writer that is done"));
+        }
+        self.client.release(handle).await;
+    }
+
+    /// What was written is written again while it can not be written back; the first try fails, the second does not.
+    async fn overtaken(&mut self) {
+        let (world, (_, handle)) = (self.world(), self.create("overtaken").await);
+        let servers = world.names(Role::Chunkserver);
+        for _ in 0..OVERTAKEN {
+            if plan::strikes(FaultClass::Kill) {
+                servers.iter().for_each(|name| world.kill(name));
+            }
+            let failed = self.failed();
+            for _ in 0..2 {
+                let written = self.client.write(handle, 0, vec![3; 5000].into()).await;
+                self.must("write", written);
+                // Longer than what is dirty waits.
+                let pause = self.rng.range(800, 2_000);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            for _ in 0..1000 {
+                if self.failed() > failed {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            for name in &servers {
+                world.restart(name).await;
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            // The failure is told; then all is well.
+            let _ = self.client.fsync(handle, false).await;
+            let asked = trace::now_ns();
+            let synced = self.client.fsync(handle, false).await;
+            let took = Duration::from_nanos(trace::now_ns() - asked);
+            if synced.is_err() || took > SOON {
+                violation("O7", format!("fsync of what is committed: {synced:?} after {took:?}"));
+            }
+            stats::count("writes overtaken");
         }
         self.client.release(handle).await;
     }
