@@ -39,6 +39,12 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether an open failed because this process, or the machine, has no more files or memory to give: the disk is as it
+/// was, and the same may work a moment later.
+pub fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 /// A directory on one disk. Errors are the operating system's (`raw_os_error` is set for EIO and ENOSPC).
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file. The parent directory exists.
@@ -53,7 +59,8 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, path: &str) -> io::Result<()>;
     /// Renames a file, replacing `to` atomically.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Makes the names in `dir` durable.
+    /// Makes the names in `dir` durable. An error that [`is_out_of_files`] is one of opening it: nothing was synced, and
+    /// no sync has failed.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
     /// Free and total space.
     fn space(&self) -> io::Result<Space>;

@@ -30,6 +30,8 @@ pub struct Store {
     /// Directories under `chunks` that exist; true once their own name is durable.
     pub(super) dirs: Mutex<BTreeMap<String, bool>>,
     pub(super) building: Mutex<BTreeSet<ReplicaId>>,
+    /// Directories that names were removed from, not yet durably.
+    pub(super) unsynced: Mutex<BTreeSet<String>>,
     failed: AtomicBool,
     pub(super) syncs: AtomicU64,
     bad: Mutex<BTreeSet<ReplicaId>>,
@@ -48,6 +50,7 @@ impl Store {
             opened: Mutex::default(),
             dirs: Mutex::default(),
             building: Mutex::default(),
+            unsynced: Mutex::default(),
             failed: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             bad: Mutex::default(),
@@ -113,6 +116,8 @@ impl Store {
         let found = examine(&**self.disk(), id)?;
         let mut progress = found.progress();
         match self.recover(id, &found) {
+            // Whoever looks next does all of it again.
+            Err(error) if self.busy(&error).is_some() => return Err(ExamineError::Io(error)),
             Ok(true) => progress.recorded = progress.length,
             Ok(false) => {
                 progress.durable = progress.recorded;
@@ -136,7 +141,10 @@ impl Store {
         let replica = self.found(id)?;
         if replica.progress().fault == Fault::Unread {
             let looked = self.look(id).map_err(|error| {
-                StoreError::Read(format!("{}/{}: {error}", self.describe(), id.path()))
+                let busy = error.io().and_then(|error| self.busy(error));
+                let read =
+                    || StoreError::Read(format!("{}/{}: {error}", self.describe(), id.path()));
+                busy.unwrap_or_else(read)
             })?;
             if !looked.corrupt() {
                 mark!("store: end of a replica read later");
@@ -155,6 +163,10 @@ impl Store {
         }
         let end = id.data_start() + found.length;
         let rest = found.file_len > end || found.table_end > found.length;
+        // Before the header says that something counts: that it says nothing is why this is done.
+        if found.recorded == 0 {
+            self.disk().sync_dir(&id.dir())?;
+        }
         if found.sealed {
             if rest {
                 self.disk().open(&id.path(), OpenMode::Write)?.set_len(end)?;
@@ -176,9 +188,6 @@ impl Store {
             file.sync_data()?;
             let recorded = Recorded { synced: found.length, sealed: false };
             file.write_at(0, &format::encode_header(id, recorded))?;
-        }
-        if found.recorded == 0 {
-            self.disk().sync_dir(&id.dir())?;
         }
         Ok(true)
     }
@@ -293,6 +302,21 @@ impl Store {
         self.fence(what, &error)
     }
 
+    /// As [`fail`](Store::fail) for a call that opens a file or a directory.
+    pub(super) fn fail_open(&self, what: &str, error: io::Error) -> StoreError {
+        self.busy(&error).unwrap_or_else(|| self.fail(what, error))
+    }
+
+    /// The answer to an open that failed for want of descriptors or memory: later. It says nothing about the disk.
+    pub(super) fn busy(&self, error: &io::Error) -> Option<StoreError> {
+        // CRAMPED: it is taken for the disk's failure.
+        if !seam::is_out_of_files(error) || bug!(CRAMPED) {
+            return None;
+        }
+        mark!("store: no descriptor left");
+        Some(StoreError::Busy(self.describe()))
+    }
+
     /// Takes the disk out of use.
     pub(super) fn fence(&self, what: &str, error: &io::Error) -> StoreError {
         if !self.failed.swap(true, Ordering::AcqRel) {
@@ -370,6 +394,15 @@ pub(super) enum ExamineError {
     /// A version that this program does not know.
     #[error("format version {0} is not known")]
     Version(u16),
+}
+
+impl ExamineError {
+    fn io(&self) -> Option<&io::Error> {
+        match self {
+            ExamineError::Io(error) => Some(error),
+            ExamineError::Version(_) => None,
+        }
+    }
 }
 
 /// Judges one replica's file by the rules of recovery, reading only.

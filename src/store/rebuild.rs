@@ -33,10 +33,12 @@ impl Store {
             return Err(StoreError::Busy(self.describe()));
         }
         let opened = self.disk().open(&id.build_path(), OpenMode::Create);
-        let file = opened.and_then(|file| file.set_len(0).map(|()| file)).map_err(|error| {
-            self.built(id);
-            self.fail("create", error)
-        })?;
+        let opened = opened.map_err(|error| self.fail_open("create", error));
+        let empty = |file: Arc<dyn DiskFile>| match file.set_len(0) {
+            Ok(()) => Ok(file),
+            Err(error) => Err(self.fail("create", error)),
+        };
+        let file = opened.and_then(empty).inspect_err(|_| self.built(id))?;
         Ok(Build { store: self.clone(), id, file, crcs: Vec::new(), finished: false })
     }
 
@@ -113,7 +115,12 @@ impl Build {
             .rename(&id.build_path(), &id.path())
             .map_err(|e| store.fence("rebuild", &e))?;
         self.finished = true;
-        store.sync_names(&BTreeSet::from([id.dir()]))?;
+        store.sync_names(&BTreeSet::from([id.dir()])).inspect_err(|_| {
+            // Nobody was promised it: it is made anew, and until then it is not here.
+            if !store.failed() && store.find(id).is_none() {
+                let _ = store.disk().remove(&id.path());
+            }
+        })?;
         let progress = Progress {
             length,
             durable: length,

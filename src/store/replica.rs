@@ -112,10 +112,10 @@ impl Store {
             io::ErrorKind::NotFound if self.find(replica.id).is_none() => {
                 StoreError::NoSuchReplica(replica.id)
             }
-            _ => {
+            _ => self.busy(&error).unwrap_or_else(|| {
                 self.note_bad(replica);
                 StoreError::Read(format!("{}/{path}: {error}", self.disk().describe()))
-            }
+            }),
         })?;
         *slot = Some(file.clone());
         drop(slot);

@@ -10,8 +10,8 @@ use crate::{bug, mark};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -228,8 +228,8 @@ impl Store {
         self.check_room(append.padded() + append.id.data_start())?;
         let id = append.id;
         self.ensure_dir(&id.dir())?;
-        let file =
-            self.disk().open(&id.path(), OpenMode::Create).map_err(|e| self.fail("create", e))?;
+        let opened = self.disk().open(&id.path(), OpenMode::Create);
+        let file = opened.map_err(|e| self.fail_open("create", e))?;
         // A file that is not in the index is a leftover of a create that failed.
         let header = format::encode_header(id, Recorded::default());
         if let Err(error) = file.set_len(0).and_then(|()| file.write_at(0, &header)) {
@@ -248,7 +248,7 @@ impl Store {
         if self.lock_dirs().contains_key(dir) {
             return Ok(());
         }
-        self.disk().create_dir(dir).map_err(|e| self.fail("create directory", e))?;
+        self.disk().create_dir(dir).map_err(|e| self.fail_open("create directory", e))?;
         self.lock_dirs().insert(dir.to_owned(), false);
         Ok(())
     }
@@ -321,14 +321,16 @@ impl Store {
             known.iter().filter(|(_, durable)| !**durable).map(|(dir, _)| dir.clone()).collect()
         };
         let new = fresh(&self.lock_dirs());
+        let failed =
+            |e: io::Error| self.busy(&e).unwrap_or_else(|| self.fence("sync of a directory", &e));
         if new.iter().any(|dir| dirs.contains(dir)) {
-            self.disk().sync_dir(CHUNKS).map_err(|e| self.fence("sync of a directory", &e))?;
+            self.disk().sync_dir(CHUNKS).map_err(failed)?;
             // Only those that were there before the sync.
             let mut known = self.lock_dirs();
             known.extend(new.into_iter().map(|dir| (dir, true)));
         }
         for dir in dirs {
-            self.disk().sync_dir(dir).map_err(|e| self.fence("sync of a directory", &e))?;
+            self.disk().sync_dir(dir).map_err(failed)?;
         }
         Ok(())
     }
@@ -376,7 +378,8 @@ impl Store {
     /// Removes replicas durably; one that is not here counts as removed.
     pub fn delete(&self, ids: &[ReplicaId]) -> Result<(), StoreError> {
         self.usable()?;
-        let mut dirs = BTreeSet::new();
+        // What an earlier call removed and could not sync is owed still: asked again, it finds nothing to remove.
+        let mut dirs = std::mem::take(&mut *self.lock_unsynced());
         for id in ids {
             if self.lock_replicas().remove(id).is_none() {
                 mark!("store: replica to delete is gone already");
@@ -390,7 +393,11 @@ impl Store {
                 _ => drop(dirs.insert(id.dir())),
             }
         }
-        self.sync_names(&dirs)
+        self.sync_names(&dirs).inspect_err(|_| self.lock_unsynced().extend(dirs))
+    }
+
+    fn lock_unsynced(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes everything durable and records it, so that the next start has nothing to check.

@@ -26,6 +26,9 @@ pub struct Faults {
     /// Calls that need new space to fail with ENOSPC, although the disk says that it has some: another program
     /// fills it at the same time.
     pub next_enospc: u32,
+    /// Calls that open a file or a directory to fail with EMFILE.
+    #[serde(default)]
+    pub next_emfile: u32,
     /// Reads to fail.
     pub next_read_eio: u32,
     /// Writes to fail.
@@ -74,6 +77,8 @@ pub struct Counters {
     pub sync_eio: u64,
     /// Injected or reached: no space.
     pub enospc: u64,
+    /// Injected: no descriptor left for an open.
+    pub emfile: u64,
     /// Injected: slow calls.
     pub slow: u64,
     /// Injected: misdirected writes.
@@ -93,7 +98,7 @@ pub struct Counters {
 impl Counters {
     /// Calls that failed or lied, and bytes that changed by themselves: whoever meets one may end for it.
     pub fn failures(&self) -> u64 {
-        let errors = self.read_eio + self.write_eio + self.sync_eio + self.enospc;
+        let errors = self.read_eio + self.write_eio + self.sync_eio + self.enospc + self.emfile;
         errors + self.misread + self.changed_unasked()
     }
 
@@ -125,6 +130,16 @@ impl State {
     pub(super) fn admit(&self, incarnation: u64) -> io::Result<()> {
         let dead = self.dies_at.is_some_and(|at| self.counters.changes >= at);
         if incarnation < self.incarnation || dead { Err(gone()) } else { Ok(()) }
+    }
+
+    /// In every call that opens something.
+    pub(super) fn admit_open(&mut self) -> io::Result<()> {
+        if self.faults.next_emfile == 0 {
+            return Ok(());
+        }
+        self.faults.next_emfile -= 1;
+        self.counters.emfile += 1;
+        Err(io::Error::from_raw_os_error(24)) // EMFILE
     }
 
     /// At the start of every call that changes the disk.

@@ -84,6 +84,7 @@ impl Disk for Handle {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         check_path(path)?;
         let mut state = self.admitted()?;
+        state.admit_open()?;
         check_parent(&state, path)?;
         let number = match (state.names.get(path), mode) {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -116,7 +117,8 @@ impl Disk for Handle {
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
-        let state = self.admitted()?;
+        let mut state = self.admitted()?;
+        state.admit_open()?;
         check_dir(&state, dir)?;
         Ok(state.names.list(dir))
     }
@@ -132,7 +134,8 @@ impl Disk for Handle {
                     None => state.names.change(vec![(path.to_owned(), Some(Node::Dir))]),
                 }
             }
-            Ok(())
+            // As the real one, which opens what it made.
+            state.admit_open()
         })
     }
 
@@ -167,6 +170,7 @@ impl Disk for Handle {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.change("sync_dir", dir, |state| {
+            state.admit_open()?;
             check_dir(state, dir)?;
             state.spend(100, 300);
             if state.strikes(Fault::Sync, Of::Dir(dir)) {

@@ -10,6 +10,7 @@
 //! | a punch that a power loss cuts short leaves each block as it was, or a hole | the same |
 //! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
+//! | without a descriptor to open with everything works or is told to come later, and nothing counts as bad for it | injected EMFILE |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
 //! | what could not be read at a start is there when it can be read | injected EIO |
 //!
@@ -25,6 +26,7 @@ use mooseng::limits::{BLOCK_BYTES, Limits};
 use mooseng::pb::Hole;
 use mooseng::store::{Append, ReplicaId, Store, StoreError, assemble, inspect};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -43,6 +45,7 @@ pub struct Report {
     pub failed_syncs: u64,
     pub unread: u64,
     pub no_space: u64,
+    pub told_later: u64,
     pub blocks: u64,
     pub punches_cut_short: u64,
     pub builds: u64,
@@ -55,6 +58,29 @@ struct Known {
     length: u64,
     durable: u64,
     sealed: bool,
+}
+
+/// What is tried twice.
+enum Job {
+    Append(Append),
+    Sync,
+    Seal(u64),
+    Read(u64),
+    Delete,
+    Build,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Job::Append(_) => "append",
+            Job::Sync => "sync",
+            Job::Seal(_) => "seal",
+            Job::Read(_) => "read",
+            Job::Delete => "delete",
+            Job::Build => "build",
+        })
+    }
 }
 
 struct Life {
@@ -105,6 +131,12 @@ fn open(disk: &Arc<SimDisk>, incarnation: u64) -> Result<Arc<Store>, String> {
     Ok(Arc::new(store.map_err(|error| error.to_string())?))
 }
 
+/// The replicas that a loss of power now is sure to leave.
+fn inspect_durable(disk: &Arc<SimDisk>) -> Result<BTreeMap<ReplicaId, u64>, String> {
+    let image = inspect(&*disk.durable()).map_err(|error| error.to_string())?;
+    Ok(image.into_iter().collect())
+}
+
 fn id_of(chunk: u64) -> ReplicaId {
     // One in three is a shard of a k+m chunk.
     let (shard, data_shards) = if chunk.is_multiple_of(3) { (2, 4) } else { (0, 1) };
@@ -121,7 +153,9 @@ impl Life {
     fn step(&mut self) -> Result<(), String> {
         match self.rng.below(100) {
             0..40 => self.append(),
-            40..58 => self.sync(),
+            40..54 => self.sync(),
+            54..58 if plan::strikes(FaultClass::OutOfFiles) => self.cramped(),
+            54..58 => Ok(()),
             58..62 => self.seal(),
             62..66 => self.punch(),
             66..68 => self.delete(),
@@ -202,8 +236,7 @@ impl Life {
 
     /// What was answered is durable now.
     fn promised(&mut self, id: ReplicaId, durable: u64) -> Result<(), String> {
-        let image = inspect(&*self.disk.durable()).map_err(|error| error.to_string())?;
-        let found = image.iter().find(|(found, _)| *found == id).map_or(0, |(_, length)| *length);
+        let found = inspect_durable(&self.disk)?.get(&id).copied().unwrap_or(0);
         if found < durable {
             return Err(format!("{id}: {durable} bytes promised, {found} durable"));
         }
@@ -353,6 +386,88 @@ impl Life {
         let done = self.append();
         self.disk.set_faults(|faults| faults.next_enospc = 0);
         done
+    }
+
+    /// The process has no descriptor left for the next opens: what needs one is told to come later, and then works.
+    fn cramped(&mut self) -> Result<(), String> {
+        let (id, job) = self.cramped_job()?;
+        self.disk.set_faults(|faults| faults.next_emfile = 1);
+        let first = self.try_job(id, &job);
+        self.disk.set_faults(|faults| faults.next_emfile = 0);
+        match first {
+            Err(StoreError::Busy(_)) => self.report.told_later += 1,
+            Ok(_) => {}
+            Err(error) => return Err(format!("{job} of {id} without a descriptor: {error}")),
+        }
+        let bad = self.store.list(None, usize::MAX).iter().any(|status| status.corrupt);
+        if self.store.failed() || bad || !self.store.take_bad().is_empty() {
+            return Err(format!("{job} of {id} without a descriptor: something counts as bad"));
+        }
+        let again = self.try_job(id, &job);
+        let length = again.map_err(|error| format!("{job} of {id} after that: {error}"))?;
+        self.did(id, job, length)
+    }
+
+    fn cramped_job(&mut self) -> Result<(ReplicaId, Job), String> {
+        let (kind, existing) = (self.rng.below(6), self.any());
+        let (id, known) = match (kind, existing) {
+            (0..2, _) | (_, None) => {
+                let id = self.growing();
+                let at = self.known.get(&id).map_or(0, |known| known.length);
+                let data = fill(id, at, BLOCK_BYTES);
+                let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
+                let append = Append::checked(id, at, data, crcs, true);
+                return Ok((id, Job::Append(append.map_err(|error| error.to_string())?)));
+            }
+            (_, Some(existing)) => existing,
+        };
+        Ok(match kind {
+            2 if !known.sealed => (id, Job::Seal(known.length)),
+            3 => (id, Job::Delete),
+            4 => {
+                self.next_chunk += 1;
+                (id_of(self.next_chunk - 1), Job::Build)
+            }
+            5 if !known.sealed => (id, Job::Sync),
+            _ => (id, Job::Read(known.length)),
+        })
+    }
+
+    /// Does a job, also one that is done already; the length of the replica.
+    fn try_job(&self, id: ReplicaId, job: &Job) -> Result<u64, StoreError> {
+        match job {
+            Job::Append(append) => self.store.append(append),
+            Job::Sync => self.store.sync(&[id]).swap_remove(0),
+            Job::Seal(length) => self.store.seal(id, *length),
+            Job::Read(length) => self.store.read(id, 0, *length).map(|_| *length),
+            Job::Delete => self.store.delete(&[id]).map(|()| 0),
+            Job::Build => {
+                let mut build = self.store.build(id, BLOCK)?;
+                build.write(&fill(id, 0, BLOCK_BYTES), &[])?;
+                build.finish()
+            }
+        }
+    }
+
+    /// What is known after a job.
+    fn did(&mut self, id: ReplicaId, job: Job, length: u64) -> Result<(), String> {
+        match job {
+            Job::Append(_) => self.known.entry(id).or_default().length = length,
+            Job::Read(_) => return self.check_bytes(id, length),
+            Job::Sync => return self.promised(id, length),
+            Job::Seal(_) | Job::Build => {
+                self.known.insert(id, Known { length, durable: length, sealed: true });
+                return self.promised(id, length);
+            }
+            Job::Delete => {
+                self.known.remove(&id);
+                self.deleted.insert(id);
+                if inspect_durable(&self.disk)?.contains_key(&id) {
+                    return Err(format!("{id} is deleted, not durably"));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn restart(&mut self, power: bool) -> Result<(), String> {

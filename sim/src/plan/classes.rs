@@ -74,6 +74,8 @@ pub enum FaultClass {
     MasterEio,
     /// A disk is full.
     FullDisk,
+    /// A process has no descriptor left for an open.
+    OutOfFiles,
     /// Bytes flip.
     Rot,
     /// Writes go elsewhere in their file.

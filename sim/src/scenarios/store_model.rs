@@ -23,6 +23,7 @@ pub const SCENARIO: Scenario = Scenario {
         "failed syncs",
         "replicas not readable at a start",
         "appends refused for space",
+        "told to come later for want of a descriptor",
         "blocks read",
         "punches cut short",
         "replicas rebuilt",
@@ -45,6 +46,7 @@ async fn run(seed: u64) {
         stats::add("failed syncs", report.failed_syncs);
         stats::add("replicas not readable at a start", report.unread);
         stats::add("appends refused for space", report.no_space);
+        stats::add("told to come later for want of a descriptor", report.told_later);
         stats::add("blocks read", report.blocks);
         stats::add("punches cut short", report.punches_cut_short);
         stats::add("replicas rebuilt", report.builds);

@@ -130,7 +130,12 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         check_dir(dir)?;
-        Ok(rustix::fs::fsync(self.open_dir(dir)?)?)
+        let open = self.open_dir(dir)?;
+        // Whoever hears of no memory may try again, which must not be done after an fsync.
+        rustix::fs::fsync(open).map_err(|error| match error {
+            Errno::NOMEM => Errno::IO.into(),
+            error => error.into(),
+        })
     }
 
     fn space(&self) -> io::Result<Space> {
