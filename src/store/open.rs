@@ -340,7 +340,7 @@ impl Store {
 
 /// Writes the blocks beyond the recorded length again, byte for byte: after a failed sync the kernel keeps
 /// them in memory as if they were on the disk, and a later sync of them would promise nothing. False if they can
-/// not be read again.
+/// not be read again, or not as they were: what has not been judged is not written.
 fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result<bool> {
     let mut at = found.recorded;
     while at < found.length {
@@ -351,11 +351,23 @@ fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result
         if read.and_then(|()| file.read_exact_at(id.crc_at(at), &mut crcs)).is_err() {
             return Ok(false);
         }
+        if !all_good(id, at, &piece, &format::decode_crcs(&crcs)) {
+            mark!("store: unsynced tail read otherwise");
+            return Ok(false);
+        }
         file.write_at(id.data_start() + at, &piece)?;
         file.write_at(id.crc_at(at), &crcs)?;
         at += len;
     }
     Ok(true)
+}
+
+/// Whether each of the blocks from `at` on matches its CRC.
+fn all_good(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> bool {
+    let blocks = ((at / BLOCK) as u32..).zip(data.chunks(BLOCK as usize)).zip(crcs);
+    let judged =
+        |(index, block): (u32, &[u8]), crc| judge(id.chunk, id.crc_shard(), index, block, crc);
+    blocks.into_iter().all(|(place, crc)| judged(place, *crc) != Block::Bad)
 }
 
 /// What a replica's file turned out to hold; nothing was changed.
