@@ -30,12 +30,12 @@ impl Store {
         // M33: the hole begins, and ends, a block too late.
         let slip =
             if bug!(M33) && holes.last().is_some_and(|h| h.end < now.length) { BLOCK } else { 0 };
-        let mut fresh = false;
+        // Also where they say so already: a process that was killed may have written them, and synced nothing.
         for hole in holes {
-            fresh |= self.mark_hole(&*file, id, hole.from + slip..hole.end + slip)?;
+            self.mark_hole(&*file, id, hole.from + slip..hole.end + slip)?;
         }
         // UNMAPPED: the table's word and the bytes' end are made durable together.
-        if fresh && !bug!(UNMAPPED) {
+        if !bug!(UNMAPPED) {
             mark!("store: holes punched");
             file.sync_data().map_err(|e| self.fence("holes", &e))?;
         }
@@ -46,22 +46,17 @@ impl Store {
         file.sync_data().map_err(|e| self.fence("punch", &e))
     }
 
-    /// Makes the table say that these blocks are holes; whether it did not already.
+    /// Makes the table say that these blocks are holes.
     fn mark_hole(
         &self,
         file: &dyn DiskFile,
         id: ReplicaId,
         hole: Range<u64>,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
         let blocks = hole.start / BLOCK..hole.end / BLOCK;
         let crcs: Vec<u32> =
             blocks.map(|block| hole_crc(id.chunk, id.crc_shard(), block as u32)).collect();
-        let (at, wanted) = (id.crc_at(hole.start), format::encode_crcs(&crcs));
-        let mut there = vec![0; wanted.len()];
-        if file.read_exact_at(at, &mut there).is_ok() && there == wanted {
-            return Ok(false);
-        }
-        file.write_at(at, &wanted).map_err(|e| self.fence("holes", &e))?;
-        Ok(true)
+        let entries = format::encode_crcs(&crcs);
+        file.write_at(id.crc_at(hole.start), &entries).map_err(|e| self.fence("holes", &e))
     }
 }
