@@ -70,7 +70,8 @@ fn read_span(file: &dyn DiskFile, id: ReplicaId, span: &Span) -> io::Result<(Vec
 }
 
 impl Store {
-    /// The blocks that cover `[offset, offset + len)`, if they are in memory; `None` if reading would block.
+    /// The blocks that cover `[offset, offset + len)`, if they are in memory; `None` if reading would block, and so would
+    /// opening the file: a disk that hangs must not keep the thread that asks, which serves other disks too.
     pub fn read_resident(
         &self,
         id: ReplicaId,
@@ -81,7 +82,7 @@ impl Store {
         if span.bytes() == 0 {
             return Ok(Some(span.blocks(&[], Bytes::new())));
         }
-        let file = self.file(&span.replica)?;
+        let Some(file) = Store::file_at_hand(&span.replica) else { return Ok(None) };
         let Some(data) = file
             .read_resident(id.data_start() + span.from, span.bytes())
             .filter(|data| data.len() == span.bytes())

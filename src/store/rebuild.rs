@@ -133,6 +133,8 @@ impl Build {
         let building = store.lock_building();
         if !building.contains(&id) {
             mark!("store: replica deleted while it was built");
+            // Whoever takes the lock is not to wait for the disk.
+            drop(building);
             let _ = store.disk().remove(&id.path());
             return Err(StoreError::NoSuchReplica(id));
         }

@@ -4,7 +4,7 @@ use super::format::ReplicaId;
 use super::{Status, Store, StoreError};
 use crate::seam::{DiskFile, OpenMode};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 /// What is known to be wrong with a replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +121,15 @@ impl Store {
         drop(slot);
         self.note_opened(replica);
         Ok(file)
+    }
+
+    /// The replica's file if it is open and nobody is opening it: never waits for the disk.
+    pub(super) fn file_at_hand(replica: &Replica) -> Option<Arc<dyn DiskFile>> {
+        match replica.file.try_lock() {
+            Ok(slot) => slot.clone(),
+            Err(TryLockError::Poisoned(slot)) => slot.into_inner().clone(),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Remembers that the replica holds an open file and closes others above the limit. Files with bytes
