@@ -164,31 +164,47 @@ impl Store {
             return Ok(None);
         }
         let file = self.file(&replica)?;
-        let mut table = vec![0; ((to - at) / BLOCK * 4) as usize];
-        let readable = file.read_exact_at(id.crc_at(at), &mut table).is_ok();
-        let crcs = format::decode_crcs(&table);
-        let mut data = vec![0; (to - at) as usize];
-        let whole = readable && file.read_exact_at(id.data_start() + at, &mut data).is_ok();
-        let before = bad.len();
-        for (i, (block, crc)) in data.chunks_mut(BLOCK as usize).zip(&crcs).enumerate() {
-            let offset = at + i as u64 * BLOCK;
-            let index = (offset / BLOCK) as u32;
-            let read = whole || file.read_exact_at(id.data_start() + offset, block).is_ok();
-            let is_good = readable
-                && match judge(id.chunk, id.crc_shard(), index, block, *crc) {
-                    Block::Good => read,
-                    Block::Hole => true,
-                    Block::Bad => false,
-                };
-            if !is_good {
-                bad.push(index);
-            }
+        let mut found = bad_blocks(&*file, id, at, to);
+        if !found.is_empty() {
+            // A seal may have cut off what was being read: then it is no part of the replica, and by now its length says so.
+            mark!("store: bad block looked at again");
+            found = bad_blocks(&*file, id, at, to.min(replica.progress().length));
         }
-        if bad.len() > before && self.find(id).is_some() {
+        if let Some(first) = found.first()
+            && self.find(id).is_some()
+        {
             mark!("store: bad block found");
-            tracing::warn!("{}/{}: block {} is bad", self.describe(), id.path(), bad[before]);
+            tracing::warn!("{}/{}: block {first} is bad", self.describe(), id.path());
             self.note_bad(&replica);
         }
+        bad.append(&mut found);
         Ok(Some(to))
     }
+}
+
+/// Which of the blocks in `[at, to)` can not be read or do not match their CRCs, which are read after the data, as in
+/// [`read_span`].
+fn bad_blocks(file: &dyn DiskFile, id: ReplicaId, at: u64, to: u64) -> Vec<u32> {
+    let blocks = to.saturating_sub(at) / BLOCK;
+    let mut data = vec![0; (blocks * BLOCK) as usize];
+    let whole = file.read_exact_at(id.data_start() + at, &mut data).is_ok();
+    let read: Vec<bool> = (at..)
+        .step_by(BLOCK as usize)
+        .zip(data.chunks_mut(BLOCK as usize))
+        .map(|(at, block)| whole || file.read_exact_at(id.data_start() + at, block).is_ok())
+        .collect();
+    let mut table = vec![0; (blocks * 4) as usize];
+    let readable = file.read_exact_at(id.crc_at(at), &mut table).is_ok();
+    let crcs = format::decode_crcs(&table);
+    let is_good = |i: usize, block: &[u8]| {
+        let index = (at / BLOCK) as u32 + i as u32;
+        match judge(id.chunk, id.crc_shard(), index, block, crcs[i]) {
+            Block::Good => readable && read[i],
+            Block::Hole => readable,
+            Block::Bad => false,
+        }
+    };
+    let blocks = data.chunks(BLOCK as usize).enumerate();
+    let bad = blocks.filter(|(i, block)| !is_good(*i, block));
+    bad.map(|(i, _)| (at / BLOCK) as u32 + i as u32).collect()
 }
