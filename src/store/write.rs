@@ -344,8 +344,12 @@ impl Store {
         let asked = length.min(id.len_max()).next_multiple_of(BLOCK);
         // M25: sealed where it happens to end.
         let asked = if bug!(M25) { now.length } else { asked };
-        if now.length < asked || now.corrupt() {
+        if now.length < asked {
             return Err(StoreError::NotDurable { id, length: now.length, wanted: length });
+        }
+        // Long enough it would be, but it is not sealed, and whoever asks must not take it for that.
+        if now.corrupt() && !now.sealed {
+            return Err(StoreError::Corrupt(format!("replica {id} is damaged")));
         }
         if now.sealed {
             let what = format!("replica {id} is sealed at {}, not at {length}", now.length);
