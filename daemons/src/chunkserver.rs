@@ -3,7 +3,7 @@
 use crate::config::{self, Config};
 use crate::fail::{self, Fail};
 use crate::signals::Stop;
-use crate::{logging, metrics, nodes};
+use crate::{files, logging, metrics, nodes};
 use clap::Parser;
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::ids::Uuid;
@@ -53,6 +53,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
     if dirs.is_empty() {
         return Err(Fail::usage("which directories? --data DIR,..., or data_dirs in [node]"));
     }
+    files::raise_limit(files::of_chunkserver(&limits, dirs.len()));
     let listen = cli.listen.or(config.node.listen.clone());
     let plan = ChunkserverConfig {
         listen: listen.unwrap_or_else(|| config::CHUNKSERVER_LISTEN.to_owned()),

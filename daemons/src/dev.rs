@@ -7,7 +7,7 @@ use crate::cli::connect::{Client, Masters};
 use crate::fail::Fail;
 use crate::nodes::{self, MasterPlan, RunningMaster};
 use crate::signals::Stop;
-use crate::{config, logging};
+use crate::{config, files, logging};
 use clap::Args;
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
 use mooseng::client::ClientConfig;
@@ -84,6 +84,7 @@ impl Plan {
 /// Runs until it is told to stop.
 pub(crate) fn run(args: &DevArgs) -> Result<(), Fail> {
     logging::start(&config::Log { level: Some("warn".into()), ..config::Log::default() })?;
+    files::raise_limit(0);
     std::fs::create_dir_all(&args.mount)
         .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
         .or_else(|e| if e.raw_os_error() == Some(107) { Ok(()) } else { Err(e) })

@@ -15,6 +15,8 @@ pub mod dev;
 #[cfg(not(feature = "sim"))]
 pub mod fail;
 #[cfg(not(feature = "sim"))]
+mod files;
+#[cfg(not(feature = "sim"))]
 pub mod limits_config;
 #[cfg(not(feature = "sim"))]
 pub mod logging;

@@ -4,7 +4,7 @@ use crate::config::{self, Config};
 use crate::fail::{self, Fail};
 use crate::nodes::{self, MasterPlan, RunningMaster};
 use crate::signals::Stop;
-use crate::{logging, metrics};
+use crate::{files, logging, metrics};
 use clap::Parser;
 use mooseng::master::{Master, MasterConfig};
 use std::path::PathBuf;
@@ -44,6 +44,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
     let config = Config::load(cli.config.as_deref())?;
     let limits = nodes::limits(&config)?;
     logging::start(&config.log)?;
+    files::raise_limit(limits.connections_max);
     let listen = cli.listen.or(config.node.listen.clone());
     let listen = listen.unwrap_or_else(|| config::MASTER_LISTEN.to_owned());
     let grpc = match cli.grpc_listen.or(config.node.grpc.clone()) {

@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::fail::{self, Fail};
-use crate::logging;
 use crate::signals::Stop;
+use crate::{files, logging};
 use clap::Parser;
 use mooseng::client::{Client, ClientConfig};
 use mooseng_fuse::{MountConfig, Mounted};
@@ -64,6 +64,7 @@ fn run(cli: &Cli) -> Result<(), Fail> {
         return start_in_background();
     }
     logging::start(&config.log)?;
+    files::raise_limit(0);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

@@ -123,6 +123,13 @@ impl Store {
         Ok(file)
     }
 
+    /// Closes the replica's file, once nobody uses it.
+    pub(super) fn let_go(&self, replica: &Arc<Replica>) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(replica)));
+        replica.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// The replica's file if it is open and nobody is opening it: never waits for the disk.
     pub(super) fn file_at_hand(replica: &Replica) -> Option<Arc<dyn DiskFile>> {
         match replica.file.try_lock() {

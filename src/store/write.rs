@@ -376,6 +376,8 @@ impl Store {
         if asked < now.length.max(now.prewritten) {
             file.set_len(id.data_start() + asked).map_err(|e| self.fence("seal", &e))?;
         }
+        // Readers open it anew: this one may hold a second descriptor, for writes past the page cache.
+        self.let_go(&replica);
         Ok(asked)
     }
 
