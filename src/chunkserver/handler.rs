@@ -173,7 +173,7 @@ async fn delete(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal
     let question = request.decode::<calls::Delete>()?;
     obey(shared, question.term)?;
     let id = replica(question.replica.as_ref())?;
-    shared.writers.iter().for_each(|writer| writer.store().give_up_build(id));
+    shared.writers.iter().for_each(|writer| writer.store().disown(id));
     if let Some(writer) = shared.writer_of(id) {
         writer.delete(id).await?;
     }

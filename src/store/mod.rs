@@ -17,6 +17,7 @@
 //!
 //! [`Store`] is synchronous; [`Writer`] is the queue in front of it whose batch shares one sync.
 
+mod deleted;
 mod format;
 mod inspect;
 mod open;

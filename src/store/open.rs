@@ -1,5 +1,6 @@
 //! Starting: what is on the disk, and how much of it counts.
 
+use super::deleted::Deleted;
 use super::format::{
     self, BLOCK, BUILD_ENDING, CHUNKS, HEADER_BYTES, HeaderError, Recorded, ReplicaId,
 };
@@ -32,6 +33,7 @@ pub struct Store {
     pub(super) building: Mutex<BTreeSet<ReplicaId>>,
     /// Directories that names were removed from, not yet durably.
     pub(super) unsynced: Mutex<BTreeSet<String>>,
+    deleted: Mutex<Deleted>,
     failed: AtomicBool,
     pub(super) syncs: AtomicU64,
     bad: Mutex<BTreeSet<ReplicaId>>,
@@ -51,6 +53,7 @@ impl Store {
             dirs: Mutex::default(),
             building: Mutex::default(),
             unsynced: Mutex::default(),
+            deleted: Mutex::default(),
             failed: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             bad: Mutex::default(),
@@ -286,6 +289,10 @@ impl Store {
 
     pub(super) fn lock_dirs(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
         self.dirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_deleted(&self) -> MutexGuard<'_, Deleted> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock_bad(&self) -> MutexGuard<'_, BTreeSet<ReplicaId>> {

@@ -50,8 +50,10 @@ impl Store {
         self.building.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is being built under this id will not be finished: nobody knows of it any more.
-    pub fn give_up_build(&self, id: ReplicaId) {
+    /// Nobody knows of this replica any more: what is being built under its id will not be finished, and an append that
+    /// waits still does not create it. Before [`delete`](Store::delete).
+    pub fn disown(&self, id: ReplicaId) {
+        self.lock_deleted().insert(id);
         self.lock_building().remove(&id);
     }
 }

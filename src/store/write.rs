@@ -225,8 +225,9 @@ impl Store {
     }
 
     fn create(&self, append: &Append) -> Result<Arc<Replica>, StoreError> {
-        self.check_room(append.padded() + append.id.data_start())?;
         let id = append.id;
+        self.not_disowned(id)?;
+        self.check_room(append.padded() + id.data_start())?;
         self.ensure_dir(&id.dir())?;
         let opened = self.disk().open(&id.path(), OpenMode::Create);
         let file = opened.map_err(|e| self.fail_open("create", e))?;
@@ -240,8 +241,23 @@ impl Store {
         let replica = Replica::new(id, Progress::default());
         replica.hold(file);
         self.lock_replicas().insert(id, replica.clone());
+        // Whoever deletes it disowns it first and then looks whether it is here: one of the two sees the other.
+        if let Err(answer) = self.not_disowned(id) {
+            self.lock_replicas().remove(&id);
+            let _ = self.disk().remove(&id.path());
+            return Err(answer);
+        }
         self.note_opened(&replica);
         Ok(replica)
+    }
+
+    fn not_disowned(&self, id: ReplicaId) -> Result<(), StoreError> {
+        // LATECOMER: an append that a delete has overtaken makes the replica anew.
+        if !self.lock_deleted().contains(id) || bug!(LATECOMER) {
+            return Ok(());
+        }
+        mark!("store: append came after the delete");
+        Err(StoreError::NoSuchReplica(id))
     }
 
     pub(super) fn ensure_dir(&self, dir: &str) -> Result<(), StoreError> {

@@ -10,6 +10,7 @@
 //! | a punch that a power loss cuts short leaves each block as it was, or a hole | the same |
 //! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
+//! | an append to a deleted replica does not create it again | the same |
 //! | without a descriptor to open with everything works or is told to come later, and nothing counts as bad for it | injected EMFILE |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
 //! | what could not be read at a start is there when it can be read | injected EIO |
@@ -147,6 +148,13 @@ fn id_of(chunk: u64) -> ReplicaId {
 fn fill(id: ReplicaId, offset: u64, len: usize) -> Bytes {
     let byte = |at: u64| (at ^ (at >> 8) ^ (at >> 12) ^ id.chunk.0.wrapping_mul(31)) as u8;
     (offset..offset + len as u64).map(byte).collect()
+}
+
+/// An append of one block that belongs there.
+fn one_block(id: ReplicaId, at: u64) -> Result<Append, String> {
+    let data = fill(id, at, BLOCK_BYTES);
+    let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
+    Append::checked(id, at, data, crcs, true).map_err(|error| format!("append {id}: {error}"))
 }
 
 impl Life {
@@ -323,10 +331,15 @@ impl Life {
 
     fn delete(&mut self) -> Result<(), String> {
         let Some((id, _)) = self.any() else { return Ok(()) };
+        self.store.disown(id);
         self.store.delete(&[id]).map_err(|error| format!("delete {id}: {error}"))?;
         self.report.deletes += 1;
         self.known.remove(&id);
         self.deleted.insert(id);
+        match self.store.append(&one_block(id, 0)?) {
+            Err(StoreError::NoSuchReplica(_)) => {}
+            late => return Err(format!("append to {id}, which is deleted: {late:?}")),
+        }
         match self.store.status(id) {
             Some(status) => Err(format!("{id} is deleted and there: {status:?}")),
             None => Ok(()),
@@ -414,10 +427,7 @@ impl Life {
             (0..2, _) | (_, None) => {
                 let id = self.growing();
                 let at = self.known.get(&id).map_or(0, |known| known.length);
-                let data = fill(id, at, BLOCK_BYTES);
-                let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
-                let append = Append::checked(id, at, data, crcs, true);
-                return Ok((id, Job::Append(append.map_err(|error| error.to_string())?)));
+                return Ok((id, Job::Append(one_block(id, at)?)));
             }
             (_, Some(existing)) => existing,
         };

@@ -194,7 +194,7 @@ fn a_replica_deleted_while_it_is_built_does_not_appear() {
     let whole = fill(id, 0, 16 * BLOCK_BYTES);
     let mut build = store.build(id, 16 * BLOCK).expect("begun");
     build.write(&whole, &[]).expect("written");
-    store.give_up_build(id);
+    store.disown(id);
     assert_eq!(build.finish(), Err(StoreError::NoSuchReplica(id)));
     assert!(store.status(id).is_none());
     assert!(!disk.paths().iter().any(|path| path.contains("chunks/05/")), "nothing is left");
