@@ -112,17 +112,7 @@ impl Build {
             self.reads_back(id.crc_at(0), &table)?;
             self.verify()?;
         }
-        store
-            .disk()
-            .rename(&id.build_path(), &id.path())
-            .map_err(|e| store.fence("rebuild", &e))?;
-        self.finished = true;
-        store.sync_names(&BTreeSet::from([id.dir()])).inspect_err(|_| {
-            // Nobody was promised it: it is made anew, and until then it is not here.
-            if !store.failed() && store.find(id).is_none() {
-                let _ = store.disk().remove(&id.path());
-            }
-        })?;
+        self.give_name()?;
         let progress = Progress {
             length,
             durable: length,
@@ -147,6 +137,21 @@ impl Build {
         store.lock_bad().remove(&id);
         drop(building);
         Ok(length)
+    }
+
+    fn give_name(&mut self) -> Result<(), StoreError> {
+        let (store, id) = (&self.store, self.id);
+        store
+            .disk()
+            .rename(&id.build_path(), &id.path())
+            .map_err(|e| store.fence("rebuild", &e))?;
+        self.finished = true;
+        store.sync_names(&BTreeSet::from([id.dir()])).inspect_err(|_| {
+            // Nobody was promised it: it is made anew, and until then it is not here.
+            if !store.failed() && store.find(id).is_none() {
+                let _ = store.disk().remove(&id.path());
+            }
+        })
     }
 
     /// Whether these bytes, which no CRC of ours covers, are in the file.

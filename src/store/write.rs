@@ -363,16 +363,23 @@ impl Store {
         if now.length < asked {
             return Err(StoreError::NotDurable { id, length: now.length, wanted: length });
         }
-        // Long enough it would be, but it is not sealed, and whoever asks must not take it for that.
-        if now.corrupt() && !now.sealed {
-            return Err(StoreError::Corrupt(format!("replica {id} is damaged")));
-        }
         if now.sealed {
             let what = format!("replica {id} is sealed at {}, not at {length}", now.length);
             return if now.length == asked { Ok(asked) } else { Err(StoreError::Bad(what)) };
         }
+        // Long enough it would be, but it is not sealed, and whoever asks must not take it for that.
+        if now.corrupt() {
+            return Err(StoreError::Corrupt(format!("replica {id} is damaged")));
+        }
         self.sync(&[id]).swap_remove(0)?;
-        let file = self.file(&replica)?;
+        self.end_at(&replica, asked)?;
+        // Readers open it anew: this one may hold a second descriptor, for writes past the page cache.
+        self.let_go(&replica);
+        Ok(asked)
+    }
+
+    fn end_at(&self, replica: &Arc<Replica>, asked: u64) -> Result<(), StoreError> {
+        let (id, now, file) = (replica.id, replica.progress(), self.file(replica)?);
         // The sealed header is durable before anything is cut, and says what counts from then on.
         let recorded = Recorded { synced: asked, sealed: true };
         file.write_at(0, &format::encode_header(id, recorded))
@@ -392,9 +399,7 @@ impl Store {
         if asked < now.length.max(now.prewritten) {
             file.set_len(id.data_start() + asked).map_err(|e| self.fence("seal", &e))?;
         }
-        // Readers open it anew: this one may hold a second descriptor, for writes past the page cache.
-        self.let_go(&replica);
-        Ok(asked)
+        Ok(())
     }
 
     /// Removes replicas durably; one that is not here counts as removed.
