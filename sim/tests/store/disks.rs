@@ -160,7 +160,7 @@ fn a_replica_that_lost_synced_bytes_is_reported() {
 fn an_end_that_can_not_be_read_at_the_start_is_not_cut_off() {
     let _turn = alone();
     let (mut later, mut at_once) = (0, 0);
-    for seed in 0..60 {
+    for seed in 0..120 {
         let disk = SimDisk::new("store", 64 << 20, seed);
         let (store, id) = (open(&disk, 1).expect("an empty disk"), copy_id(5));
         put(&store, id, 0, 5 * BLOCK_BYTES).expect("appended");
