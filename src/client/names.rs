@@ -394,7 +394,8 @@ impl Client {
     /// might be.
     fn unasked(&self, parent: InodeId, name: &[u8]) -> Option<Removal<'_>> {
         match (self.meta.hint(parent, name), self.meta.find(parent, name)) {
-            (_, Some(Err(_))) => Some(self.removals.begin(None)),
+            // Asking costs nothing if nothing is there; what another mount has made there meanwhile might be open.
+            (_, Some(Err(_))) => None,
             (Some(inode), Some(Ok(_))) => {
                 let removal = self.removals.begin(Some(inode.id));
                 (!is_open(&inode)).then_some(removal)
