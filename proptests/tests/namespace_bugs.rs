@@ -27,7 +27,7 @@ impl ClockSource for Ticks {
 #[test]
 fn planted_bugs_are_caught() {
     install(Box::new(Ticks(AtomicU64::new(1 << 40))));
-    for seed in 0..10 {
+    for seed in 0..SEEDS_MAX {
         run_seed(seed, 300, Limits::tiny());
     }
     let hits = marks::hits();

@@ -36,7 +36,7 @@ const RESERVE_BYTES: u64 = 8 << 20;
 const SHARED_LABEL_DIVISOR: u64 = 4096;
 
 /// Picks distinct servers for a chunk of `data` + `parity` shards, at random weighted by free space, spread
-/// over labels. The same arguments give the same answer.
+/// over labels, none of `avoid`. The same arguments give the same answer.
 ///
 /// Fewer than `data + parity` are returned only for replicated chunks (`data == 1`), and never fewer than two
 /// where two copies were asked for: the chunk is repaired to full width later.
@@ -45,6 +45,30 @@ pub fn choose(
     data: usize,
     parity: usize,
     avoid: &[ServerId],
+    seed: u64,
+) -> Result<Vec<ServerId>, NoRoom> {
+    spread(candidates, (data, parity), avoid, BTreeSet::new(), seed)
+}
+
+/// One more server for a chunk that has shards on `beside`: none of these, and apart from their failure domains.
+pub fn choose_one(
+    candidates: &[Candidate],
+    beside: &[ServerId],
+    seed: u64,
+) -> Result<ServerId, NoRoom> {
+    let near = candidates.iter().filter(|c| beside.contains(&c.server));
+    // ONERACK: the domains of the shards that are there do not count.
+    let near = near.filter(|_| !crate::bug!(ONERACK));
+    let used = near.flat_map(|c| c.labels.iter().map(String::as_str)).collect();
+    spread(candidates, (1, 0), beside, used, seed).map(|chosen| chosen[0])
+}
+
+/// Distinct servers, with the failure domains that are taken already.
+fn spread<'a>(
+    candidates: &'a [Candidate],
+    (data, parity): (usize, usize),
+    avoid: &[ServerId],
+    mut used: BTreeSet<&'a str>,
     seed: u64,
 ) -> Result<Vec<ServerId>, NoRoom> {
     let wanted = data + parity;
@@ -58,7 +82,6 @@ pub fn choose(
         return Err(NoRoom { usable: pool.len(), needed });
     }
     let mut random = seed;
-    let mut used: BTreeSet<&str> = BTreeSet::new();
     let mut chosen = Vec::with_capacity(wanted);
     while chosen.len() < wanted && !pool.is_empty() {
         let weights: Vec<u64> = pool.iter().map(|c| weight(c, &used)).collect();

@@ -4,5 +4,5 @@
 mod choose;
 mod repair;
 
-pub use choose::{Candidate, NoRoom, choose};
+pub use choose::{Candidate, NoRoom, choose, choose_one};
 pub use repair::{Health, Repair, ServerView, health, plan};

@@ -1,6 +1,6 @@
 //! What one chunk needs next to be whole again.
 
-use super::choose::{Candidate, choose};
+use super::choose::{Candidate, choose_one};
 use crate::ids::{Generation, ServerId};
 use crate::pb;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,12 +101,6 @@ pub fn plan(
     if distinct.len() < layout.data as usize {
         return Repair::Blocked;
     }
-    let Some((shard, old)) = missing_shard(chunk, servers, bad) else {
-        return Repair::Nothing;
-    };
-    // A server may hold one shard of a chunk; where a bad replica lies, its successor may lie too.
-    let taken: Vec<ServerId> =
-        good_replicas(chunk, servers, bad).map(|r| ServerId(r.server)).collect();
     let candidates: Vec<Candidate> = servers
         .iter()
         .map(|(server, view)| Candidate {
@@ -117,10 +111,32 @@ pub fn plan(
             draining: false,
         })
         .collect();
-    match choose(&candidates, 1, 0, &taken, seed) {
-        Ok(target) => Repair::Rebuild { shard, old, target: target[0], sources },
-        Err(_) => Repair::Blocked,
+    let missing = missing_shards(chunk, servers, bad);
+    if missing.is_empty() {
+        return Repair::Nothing;
     }
+    // The first that finds a place: another one may be the only one that does.
+    let placed = missing.into_iter().find_map(|shard| {
+        let beside = beside(chunk, servers, bad, shard);
+        choose_one(&candidates, &beside, seed).ok().map(|target| (shard, target))
+    });
+    let Some((shard, target)) = placed else { return Repair::Blocked };
+    let old = chunk.replicas.iter().find(|r| r.shard == shard).map(|r| Generation(r.r#gen));
+    Repair::Rebuild { shard, old, target, sources }
+}
+
+/// Servers that can not take this shard, as they have one of the chunk: a server may hold one, and where a bad replica
+/// lies only its own successor may lie.
+fn beside(
+    chunk: &pb::Chunk,
+    servers: &BTreeMap<ServerId, ServerView>,
+    bad: &BTreeSet<(u64, u32)>,
+    shard: u32,
+) -> Vec<ServerId> {
+    // ROUNDABOUT: where a bad replica lies, any shard may lie.
+    let others = chunk.replicas.iter().filter(|r| r.shard != shard && !crate::bug!(ROUNDABOUT));
+    let good = good_replicas(chunk, servers, bad);
+    others.chain(good).map(|r| ServerId(r.server)).collect()
 }
 
 fn good_replicas<'a>(
@@ -136,12 +152,13 @@ fn good_replicas<'a>(
     })
 }
 
-/// The first shard without a good replica on an active server, and the replica to replace.
-fn missing_shard(
+/// Shards without a good replica on an active server: those that have no good copy at all come before those that merely
+/// have to move.
+fn missing_shards(
     chunk: &pb::Chunk,
     servers: &BTreeMap<ServerId, ServerView>,
     bad: &BTreeSet<(u64, u32)>,
-) -> Option<(u32, Option<Generation>)> {
+) -> Vec<u32> {
     let layout = chunk.layout.unwrap_or_default();
     let settled: BTreeSet<u32> = good_replicas(chunk, servers, bad)
         .filter(|r| servers[&ServerId(r.server)].state == pb::ServerState::Active)
@@ -152,12 +169,8 @@ fn missing_shard(
         .filter(|shard| !settled.contains(shard))
         .collect();
     let width = layout.data + layout.parity;
-    // What has no good copy at all comes before what merely has to move.
-    let shard = (0..width)
-        .find(|s| !settled.contains(s) && !draining.contains(s))
-        .or_else(|| draining.first().copied())?;
-    let old = chunk.replicas.iter().find(|r| r.shard == shard).map(|r| Generation(r.r#gen));
-    Some((shard, old))
+    let lost = (0..width).filter(|s| !settled.contains(s) && !draining.contains(s));
+    lost.chain(draining.iter().copied()).collect()
 }
 
 #[cfg(test)]

@@ -96,6 +96,8 @@ const OPEN_MAX: usize = 4;
 /// Operations that no cache can answer.
 const MASTERS_ANSWER: [&str; 3] = ["create", "reopen", "unlink"];
 /// Open flags.
+/// How long a chunkserver that was refused waits before it asks again.
+const ASKS_AGAIN: Duration = Duration::from_secs(5);
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
@@ -156,11 +158,11 @@ pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &
 }
 
 /// What a machine that lost its disk held is nobody's until its former self counts as dead; only then may it take
-/// new chunks, under a number of its own. When others are drained there may be too few servers until then.
+/// new chunks, under a number of its own, when it asks again. When others are drained there may be too few servers until then.
 fn until_enough_servers(world: &World) -> Duration {
     let replaced = [DamageKind::LoseDisk, DamageKind::OldDisk];
     let struck = replaced.iter().any(|kind| stats::get(kind.counter()) > 0);
-    if struck { world.limits().server_dead } else { Duration::ZERO }
+    if struck { world.limits().server_dead + ASKS_AGAIN } else { Duration::ZERO }
 }
 
 /// Everything is whole; what is drained is emptied before that, within a bound of its own.

@@ -58,7 +58,7 @@ async fn run(seed: u64) {
     // One server more than the layout needs, so that a lost one can be replaced.
     let parity = drawn.parity.max(1);
     let chunkservers = drawn.chunkservers.max(drawn.data + parity + 1);
-    let damage = DamageOptions::draw(seed, parity);
+    let damage = DamageOptions::draw(seed, (drawn.data, parity));
     let chaos_ms = drawn.chaos_ms * 2;
     let options = Options { parity, chunkservers, damage, chaos_ms, tiny: true, ..drawn };
     cluster_chaos::work(options).await;

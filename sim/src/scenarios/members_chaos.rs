@@ -55,7 +55,7 @@ async fn run(seed: u64) {
     // Each kind is off in a third of the runs.
     let mut kinds = KINDS.to_vec();
     kinds.retain(|_| rng.chance(2, 3));
-    let victims = DamageOptions::draw(seed, parity).victims;
+    let victims = DamageOptions::draw(seed, (drawn.data, parity)).victims;
     let damage = DamageOptions { pause_ms: rng.range(300, 1_500), kinds, victims };
     // Several times as long as it takes to count as dead.
     let chaos_ms = rng.range(15_000, 30_000);

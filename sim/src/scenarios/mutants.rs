@@ -136,6 +136,8 @@ pub const ALL: &[Mutant] = &[
     ),
     Mutant::caught("CRAMPED", "too few descriptors are taken for a broken disk", "store_model", 20),
     Mutant::caught("LATECOMER", "an append after the delete makes a replica", "store_model", 20),
+    Mutant::caught("ONERACK", "a repair ends beside the other copies", "placement_model", 20),
+    Mutant::caught("ROUNDABOUT", "a rebuild where another bad one lies", "placement_model", 20),
     Mutant::caught("CURT", "a replica that moved is EIO for a reader", "moved_away", 12),
     Mutant::caught("GAP", "a batch is taken before those in front of it", "namespace_model", 20),
     Mutant::caught("ANYBODY", "the incarnation of a peer is not checked", "members_chaos", 20),

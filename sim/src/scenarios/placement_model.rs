@@ -25,6 +25,7 @@ async fn run(seed: u64) {
     let mut rng = Rng::new(seed).fork("placement model");
     let or_fail = |done: Result<(), String>| done.unwrap_or_else(|error| violation("O8", error));
     or_fail(domains(&mut rng));
+    or_fail(domains_of_repairs(&mut rng));
     for _ in 0..200 {
         or_fail(repair(&mut rng));
     }
@@ -55,6 +56,43 @@ fn domains(rng: &mut Rng) -> Result<(), String> {
     }
     if shared * 50 > choices {
         return Err(format!("{shared} of {choices} chunks have two shards in one failure domain"));
+    }
+    Ok(())
+}
+
+/// A chunk of two copies that lost one: the new one stays apart from the other's domain.
+fn domains_of_repairs(rng: &mut Rng) -> Result<(), String> {
+    let mut servers: BTreeMap<ServerId, ServerView> = (0..6)
+        .map(|id| {
+            let view = ServerView {
+                state: pb::ServerState::Active,
+                alive: true,
+                labels: vec![format!("rack={}", id / 3)],
+                free_bytes: rng.range(1 << 34, 1 << 36),
+            };
+            (ServerId(id + 1), view)
+        })
+        .collect();
+    let replica = |shard, server| pb::Replica { r#gen: 100 + u64::from(shard), shard, server };
+    let mut chunk = pb::Chunk {
+        id: 9,
+        layout: Some(pb::Layout { data: 1, parity: 1 }),
+        replicas: vec![replica(0, 1), replica(1, 4)],
+        epoch: 1,
+        committed_len: 4096,
+        ..pb::Chunk::default()
+    };
+    chunk.set_state(pb::ChunkState::Sealed);
+    servers.get_mut(&ServerId(4)).expect("one of six").state = pb::ServerState::Dead;
+    let (mut shared, repairs) = (0, 500);
+    for _ in 0..repairs {
+        match plan(&chunk, &servers, &BTreeSet::new(), rng.u64()) {
+            Repair::Rebuild { target, .. } => shared += u64::from(target.0 <= 3),
+            other => return Err(format!("{other:?} with a copy lost and five servers")),
+        }
+    }
+    if shared * 50 > repairs {
+        return Err(format!("{shared} of {repairs} repairs end in the other copy's domain"));
     }
     Ok(())
 }
@@ -98,6 +136,35 @@ fn repair(rng: &mut Rng) -> Result<(), String> {
     check(&chunk, &servers, &bad, rng.u64())
 }
 
+/// A shard without a good copy that some server could take, if enough others can be read.
+fn could_be_placed(
+    chunk: &pb::Chunk,
+    servers: &BTreeMap<ServerId, ServerView>,
+    bad: &BTreeSet<(u64, u32)>,
+) -> Option<u32> {
+    use pb::ServerState::{Active, Dead};
+    let view = |replica: &pb::Replica| &servers[&ServerId(replica.server)];
+    let good = |replica: &&pb::Replica| {
+        view(replica).state != Dead && !bad.contains(&(replica.r#gen, replica.shard))
+    };
+    let layout = chunk.layout.unwrap_or_default();
+    let sources = chunk.replicas.iter().filter(good).filter(|replica| view(replica).alive);
+    if sources.count() < layout.data as usize {
+        return None;
+    }
+    (0..layout.data + layout.parity).find(|shard| {
+        let here = |replica: &&pb::Replica| replica.shard == *shard && good(replica);
+        let lost = chunk.replicas.iter().find(here).is_none();
+        let free = |server: &ServerId| {
+            chunk.replicas.iter().all(|r| r.server != server.0 || r.shard == *shard)
+        };
+        let able = |server: &ServerId, view: &ServerView| {
+            view.alive && view.state == Active && free(server)
+        };
+        lost && servers.iter().any(|(server, view)| able(server, view))
+    })
+}
+
 fn check(
     chunk: &pb::Chunk,
     servers: &BTreeMap<ServerId, ServerView>,
@@ -120,13 +187,19 @@ fn check(
         return say(&format!("{found:?} with {count} good shards, {settled} on active servers"));
     }
     let Repair::Rebuild { shard, target, sources, .. } = plan(chunk, servers, bad, seed) else {
-        return Ok(());
+        return match could_be_placed(chunk, servers, bad) {
+            Some(shard) => say(&format!("shard {shard} could be built, and nothing is")),
+            None => Ok(()),
+        };
     };
     stats::count("rebuilds planned");
     if sources.iter().any(|source| !good(source)) || sources.len() < layout.data as usize {
         return say(&format!("shard {shard} from {sources:?}"));
     }
-    let holds = |replica: &pb::Replica| good(replica) && replica.server == target.0;
+    // The namespace takes no second shard on a server, be the first good or bad.
+    let holds = |replica: &pb::Replica| {
+        replica.server == target.0 && (good(replica) || replica.shard != shard)
+    };
     let to = &servers[&target];
     if chunk.replicas.iter().any(holds) || to.state != Active || !to.alive {
         return say(&format!("shard {shard} to {target}"));

@@ -152,8 +152,10 @@ pub struct DamageOptions {
 }
 
 impl DamageOptions {
-    /// Draws a run's choices; each kind is off in half of the runs.
-    pub fn draw(seed: u64, parity: u32) -> DamageOptions {
+    /// Draws a run's choices; each kind is off in half of the runs. A chunk of copies that was opened while few servers
+    /// were there may have two of them, whatever its layout says.
+    pub fn draw(seed: u64, (data, parity): (u32, u32)) -> DamageOptions {
+        let parity = if data == 1 { parity.min(1) } else { parity };
         let mut rng = Rng::new(seed).fork("damage options");
         let mut kinds = DamageKind::ALL.to_vec();
         kinds.retain(|_| rng.chance(1, 2));
