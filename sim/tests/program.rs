@@ -146,7 +146,7 @@ fn the_bank_prints_and_writes_its_table() {
 /// A class that is left out does not strike, and the others still do.
 #[test]
 fn a_class_of_faults_is_left_out() {
-    let run = |more: &[&str]| program(&[&["run", "journal", "--seed", "4"], more].concat()).1;
+    let run = |more: &[&str]| program(&[&["run", "journal", "--seed", "1"], more].concat()).1;
     let (all, fewer) = (run(&[]), run(&["--without", "power-loss,blackout"]));
     assert!(all.contains("loses power") && !all.contains("\"off\""), "{all}");
     assert!(!fewer.contains("loses power") && fewer.contains("\"off\":[\"power-loss\""), "{fewer}");
