@@ -113,9 +113,6 @@ impl Client {
         let mut left = runs(&flight.pieces);
         while !left.is_empty() {
             let durable = self.settle(inode, flight, left, (urgent, until)).await?;
-            if crate::bug!(M38) {
-                self.forge(inode, flight);
-            }
             if crate::fault!("client: commit late") {
                 tokio::time::sleep(self.limits.retry_pause * 2).await;
             }
@@ -150,6 +147,9 @@ impl Client {
                 ready.iter().for_each(|part| self.writers.release(part));
             })?;
             let (durable, lost) = self.make_durable(placed).await;
+            if bug!(M38) {
+                self.forge(inode, flight);
+            }
             ready.extend(durable);
             left = self.rescue(flight, lost);
             crate::maybe!(!left.is_empty(), "bytes placed again elsewhere");
