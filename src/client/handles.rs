@@ -100,11 +100,6 @@ impl Handles {
         Some((file, last))
     }
 
-    /// Whether nothing is open.
-    pub fn is_empty(&self) -> bool {
-        self.map().is_empty()
-    }
-
     /// Inodes that are open.
     pub fn inodes(&self) -> Vec<Arc<Inode>> {
         let mut inodes: BTreeMap<_, Arc<Inode>> = BTreeMap::new();

@@ -87,6 +87,11 @@ impl FileData {
         sound.map(|flight| flight.upto).max().unwrap_or(0).max(self.committed)
     }
 
+    /// Whether the masters are to be told that nobody here has it open any more, which is said once.
+    pub fn let_go(&mut self) -> bool {
+        self.opens == 0 && std::mem::take(&mut self.pinned)
+    }
+
     /// End of what is not committed.
     pub fn dirty_end(&self) -> u64 {
         let flights = self.flights.iter().map(Flight::end).max().unwrap_or(0);

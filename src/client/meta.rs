@@ -243,8 +243,8 @@ impl Meta {
         let inode = self.table.get_or_new(id);
         let mut state = inode.lock();
         let file = state.file();
-        file.pinned = file.opens > 0;
-        !file.pinned
+        file.pinned = true;
+        file.let_go()
     }
 
     fn names_changed(&self, op: &op::Op, result: &OpResult, asked: Mono) {

@@ -257,15 +257,15 @@ impl Client {
                 return Ok((self.getattr(ino).await?, handle));
             }
         };
+        let inode = self.meta.table.get_or_new(InodeId(attr.inode));
         if !self.classes.knows(attr.class) {
             // Inherited from the directory, and younger than this mount: its layout decides where bytes go.
             crate::mark!("created in a class not known yet");
             if let Err(errno) = self.classes.refresh(&self.queries).await {
-                self.unpin(&self.meta.table.get_or_new(InodeId(attr.inode)), false);
+                self.unpin(&inode, false);
                 return Err(errno);
             }
         }
-        let inode = self.meta.table.get_or_new(InodeId(attr.inode));
         let handle = self.handles.open(inode, new.flags, seam::now());
         Ok((attr, handle))
     }
@@ -393,32 +393,24 @@ impl Client {
     /// A removal of this name without a word to the masters that the inode is open here, as it is not; `None` if it
     /// might be.
     fn unasked(&self, parent: InodeId, name: &[u8]) -> Option<Removal<'_>> {
-        match (self.meta.hint(parent, name), self.meta.find(parent, name)) {
-            // Asking costs nothing if nothing is there; what another mount has made there meanwhile might be open.
-            (_, Some(Err(_))) => None,
-            (Some(inode), Some(Ok(_))) => {
-                let removal = self.removals.begin(Some(inode.id));
-                (!is_open(&inode)).then_some(removal)
-            }
-            // Out of date, or never seen: keeping too much is put right by the answer.
-            _ => {
-                let removal = self.removals.begin(None);
-                self.handles.is_empty().then_some(removal)
-            }
-        }
+        let (Some(inode), Some(Ok(_))) =
+            (self.meta.hint(parent, name), self.meta.find(parent, name))
+        else {
+            // Absent, out of date or never seen: keeping too much is put right by the answer.
+            return None;
+        };
+        let removal = self.removals.begin(inode.id);
+        (!is_open(&inode)).then_some(removal)
     }
 
     /// After a removal that asked for a pin: it stays while the file is open here.
     fn settle_pin(&self, victim: Option<Attr>, asked: bool) {
-        let Some(victim) = victim else { return };
+        let Some(victim) = victim.filter(|_| asked) else { return };
         let inode = self.meta.table.get_or_new(InodeId(victim.inode));
-        let open = is_open(&inode);
-        if asked {
-            inode.lock().file().pinned = true;
-            if !open {
-                self.unpin(&inode, victim.nlink == 0);
-            }
-        }
+        inode.lock().file().pinned = true;
+        // Whoever is opening it hears that it is let go.
+        let _removal = self.removals.begin(inode.id);
+        self.unpin(&inode, victim.nlink == 0);
     }
 
     /// Asks the masters to keep the inode, and waits: ESTALE if it is gone.
@@ -428,12 +420,7 @@ impl Client {
 
     /// The inode is not open here any more.
     pub(super) fn unpin(&self, inode: &Arc<Inode>, now: bool) {
-        let pinned = {
-            let mut state = inode.lock();
-            let file = state.file();
-            file.opens == 0 && std::mem::take(&mut file.pinned)
-        };
-        if pinned {
+        if inode.lock().file().let_go() {
             self.session.submit_lazy(Op::Unpin(pb::UnpinOp { inode: inode.id.get() }));
             if now {
                 self.session.kick();

@@ -6,7 +6,8 @@
 //! two says beforehand what it is about to do and looks afterwards what the other one has said.
 
 use crate::ids::InodeId;
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Removals that end while files are being opened and are remembered one by one; of more it counts that there were.
@@ -14,11 +15,12 @@ const ENDED_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 struct State {
-    /// By their number: the inode whose name goes, if it is known.
-    under_way: BTreeMap<u64, Option<InodeId>>,
-    /// Those that ended since the oldest of the openings that are under way began.
-    ended: BTreeMap<u64, Option<InodeId>>,
-    next: u64,
+    /// Inodes a name of which is being removed, and by how many.
+    under_way: BTreeMap<InodeId, usize>,
+    /// Those of removals that ended since the oldest of the openings that are under way began.
+    ended: BTreeSet<InodeId>,
+    /// More of them ended than are remembered.
+    too_many: bool,
     /// Openings under way.
     opening: usize,
 }
@@ -32,14 +34,11 @@ impl Removals {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A name of this inode (or of one that is not known) is about to be removed. To be called before it is looked
-    /// whether the inode is open.
-    pub fn begin(&self, inode: Option<InodeId>) -> Removal<'_> {
-        let mut state = self.state();
-        state.next += 1;
-        let number = state.next;
-        state.under_way.insert(number, inode);
-        Removal { all: self, number }
+    /// A name of this inode is about to be removed, or what keeps it without one to be let go. To be called before it is
+    /// looked whether the inode is open.
+    pub fn begin(&self, inode: InodeId) -> Removal<'_> {
+        *self.state().under_way.entry(inode).or_default() += 1;
+        Removal { all: self, inode }
     }
 
     /// A file is about to be opened.
@@ -53,19 +52,23 @@ impl Removals {
 #[derive(Debug)]
 pub struct Removal<'a> {
     all: &'a Removals,
-    number: u64,
+    inode: InodeId,
 }
 
 impl Drop for Removal<'_> {
     fn drop(&mut self) {
         let mut state = self.all.state();
-        let inode = state.under_way.remove(&self.number).flatten();
+        if let Entry::Occupied(mut count) = state.under_way.entry(self.inode) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         if state.opening > 0 {
-            if state.ended.len() >= ENDED_MAX {
+            state.ended.insert(self.inode);
+            state.too_many |= state.ended.len() > ENDED_MAX;
+            if state.too_many {
                 state.ended.clear();
-                state.ended.insert(self.number, None);
-            } else {
-                state.ended.insert(self.number, inode);
             }
         }
     }
@@ -83,8 +86,7 @@ impl Opening<'_> {
     pub fn may_be_removed(&self, inode: InodeId) -> bool {
         let state = self.all.state();
         // One that began before this opening and ended during it stands in `ended` too.
-        let about = |found: &Option<InodeId>| found.is_none_or(|found| found == inode);
-        state.under_way.values().any(about) || state.ended.values().any(about)
+        state.under_way.contains_key(&inode) || state.ended.contains(&inode) || state.too_many
     }
 }
 
@@ -94,6 +96,7 @@ impl Drop for Opening<'_> {
         state.opening -= 1;
         if state.opening == 0 {
             state.ended.clear();
+            state.too_many = false;
         }
     }
 }
@@ -103,23 +106,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_opening_hears_of_removals_of_its_inode_and_of_unknown_ones() {
+    fn an_opening_hears_of_removals_of_its_inode() {
         let removals = Removals::default();
-        let before = removals.begin(Some(InodeId(7)));
+        let before = removals.begin(InodeId(7));
         let opening = removals.open();
         assert!(opening.may_be_removed(InodeId(7)), "it is under way");
         assert!(!opening.may_be_removed(InodeId(8)));
         drop(before);
         assert!(opening.may_be_removed(InodeId(7)), "it ended meanwhile");
-        drop(removals.begin(None));
-        assert!(opening.may_be_removed(InodeId(8)));
         drop(opening);
         let opening = removals.open();
         assert!(!opening.may_be_removed(InodeId(7)), "all that was before");
-        for _ in 0..2 * ENDED_MAX {
-            drop(removals.begin(Some(InodeId(9))));
+        for inode in 100..100 + 2 * ENDED_MAX as u64 {
+            drop(removals.begin(InodeId(inode)));
         }
         assert!(removals.state().ended.len() <= ENDED_MAX);
         assert!(opening.may_be_removed(InodeId(8)), "too many to tell");
+        drop(opening);
+        assert!(!removals.open().may_be_removed(InodeId(8)));
     }
 }
