@@ -696,7 +696,7 @@ fn fill_plus(
         let attr = entry.attr.unwrap_or_default();
         let name = OsStr::from_bytes(&entry.name);
         let (child, at) = (INodeNo(entry.inode), entry.cookie + DOTS);
-        let ttl = shared.entry_ttl(inode(ino), entry.inode);
+        let ttl = shared.ttl_of(Some(inode(ino)), entry.inode);
         full = reply.add(child, at, name, &ttl, &file_attr(&attr), Generation(0));
         if !full {
             shared.view.told(attr.inode, attr.change);

@@ -61,16 +61,16 @@ impl Shared {
         .to_string()
     }
 
-    /// For how long the kernel may use what it is told of a name in `parent` and its inode.
-    pub(crate) fn entry_ttl(&self, parent: InodeId, ino: u64) -> Duration {
-        self.ttl.min(self.client.usable_for(Some(parent), InodeId(ino)))
+    /// For how long the kernel may use what it is told of an inode, and with `parent` of its name there.
+    pub(crate) fn ttl_of(&self, parent: Option<InodeId>, ino: u64) -> Duration {
+        self.ttl.min(self.client.usable_for(parent, InodeId(ino)))
     }
 
     pub(crate) fn entry(&self, reply: ReplyEntry, parent: InodeId, outcome: Result<Attr, Errno>) {
         match outcome {
             Ok(attr) => {
                 self.view.told(attr.inode, attr.change);
-                let ttl = self.entry_ttl(parent, attr.inode);
+                let ttl = self.ttl_of(Some(parent), attr.inode);
                 reply.entry(&ttl, &file_attr(&attr), GENERATION);
             }
             Err(error) => reply.error(errno(error)),
@@ -81,7 +81,7 @@ impl Shared {
         match outcome {
             Ok(attr) => {
                 self.view.told(attr.inode, attr.change);
-                let ttl = self.ttl.min(self.client.usable_for(None, InodeId(attr.inode)));
+                let ttl = self.ttl_of(None, attr.inode);
                 reply.attr(&ttl, &file_attr(&attr));
             }
             Err(error) => reply.error(errno(error)),
@@ -123,7 +123,7 @@ impl Shared {
             Ok((attr, handle)) => {
                 self.view.told(attr.inode, attr.change);
                 let (handle, flags) = (FileHandle(handle.0), open_flags(flags, false));
-                let ttl = self.entry_ttl(parent, attr.inode);
+                let ttl = self.ttl_of(Some(parent), attr.inode);
                 reply.created(&ttl, &file_attr(&attr), GENERATION, handle, flags);
             }
             Err(error) => reply.error(errno(error)),

@@ -19,7 +19,7 @@ const BAD_MAX: usize = 1024;
 /// A full report is sent at least so often, whatever the scrub's period.
 const REPORT_PERIOD_MAX: Duration = Duration::from_secs(600);
 /// Pause after a registration that was refused for good reason.
-const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+pub const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Link {
     shared: Arc<Shared>,

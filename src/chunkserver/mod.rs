@@ -13,6 +13,8 @@ mod term;
 #[cfg(all(test, not(feature = "sim")))]
 mod tests;
 
+pub use link::REFUSED_PAUSE;
+
 use crate::ids::{Incarnation, ServerId, Uuid};
 use crate::limits::Limits;
 use crate::pb;

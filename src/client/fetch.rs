@@ -125,18 +125,16 @@ impl Fetcher {
         let mut chunks = locked(&self.chunks);
         for (chunk, info) in infos.iter().filter_map(Info::read) {
             // Begun anew when it is full, never at the cost of what was just heard.
-            if chunks.len() >= self.limits.chunks_known_max && !chunks.contains_key(&chunk) {
+            let full = chunks.len() >= self.limits.chunks_known_max;
+            if full && !chunks.contains_key(&chunk) && !crate::bug!(OLDEST) {
                 crate::mark!("homes of chunks forgotten");
-                // OLDEST: the chunk that was made first goes, whoever asks for it.
-                match crate::bug!(OLDEST) {
-                    true => _ = chunks.pop_first(),
-                    false => chunks.clear(),
-                }
+                chunks.clear();
             }
             chunks.insert(chunk, info);
-        }
-        if crate::bug!(OLDEST) && chunks.len() >= self.limits.chunks_known_max {
-            chunks.pop_first();
+            // OLDEST: the chunk that was made first goes, whoever asks for it.
+            if crate::bug!(OLDEST) && chunks.len() > self.limits.chunks_known_max {
+                chunks.pop_first();
+            }
         }
     }
 

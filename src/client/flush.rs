@@ -138,10 +138,10 @@ impl Client {
     ) -> Result<Vec<Placed>, Errno> {
         let mut ready: Vec<Placed> = Vec::new();
         while !left.is_empty() {
-            let in_time = seam::now() < until;
-            let placed = match in_time {
-                true => self.place(inode, left, urgent).await,
-                false => Err(Errno::EIO),
+            let placed = if seam::now() < until {
+                self.place(inode, left, urgent).await
+            } else {
+                Err(Errno::EIO)
             };
             let placed = placed.inspect_err(|_| {
                 ready.iter().for_each(|part| self.writers.release(part));

@@ -111,12 +111,8 @@ pub fn plan(
             draining: false,
         })
         .collect();
-    let missing = missing_shards(chunk, servers, bad);
-    if missing.is_empty() {
-        return Repair::Nothing;
-    }
     // The first that finds a place: another one may be the only one that does.
-    let placed = missing.into_iter().find_map(|shard| {
+    let placed = missing_shards(chunk, servers, bad).into_iter().find_map(|shard| {
         let beside = beside(chunk, servers, bad, shard);
         choose_one(&candidates, &beside, seed).ok().map(|target| (shard, target))
     });

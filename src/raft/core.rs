@@ -103,13 +103,13 @@ impl<M: Machine> Core<M> {
         self.voter_ids().into_iter().filter(|id| *id != self.node.0).collect()
     }
 
-    /// All members.
     /// Whether the group is on its way from one membership to the next.
     pub fn is_between_memberships(&self) -> bool {
         let config = self.raft.metrics().borrow().membership_config.clone();
         config.membership().get_joint_config().len() > 1
     }
 
+    /// All members.
     pub fn members(&self) -> Vec<Member> {
         let config = self.raft.metrics().borrow().membership_config.clone();
         let membership = config.membership();

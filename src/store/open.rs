@@ -358,7 +358,7 @@ fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result
         if read.and_then(|()| file.read_exact_at(id.crc_at(at), &mut crcs)).is_err() {
             return Ok(false);
         }
-        if !all_good(id, at, &piece, &format::decode_crcs(&crcs)) {
+        if first_bad(id, at, &piece, &format::decode_crcs(&crcs)).is_some() {
             mark!("store: unsynced tail read otherwise");
             return Ok(false);
         }
@@ -369,12 +369,14 @@ fn rewrite_tail(file: &dyn DiskFile, id: ReplicaId, found: &Found) -> io::Result
     Ok(true)
 }
 
-/// Whether each of the blocks from `at` on matches its CRC.
-fn all_good(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> bool {
-    let blocks = ((at / BLOCK) as u32..).zip(data.chunks(BLOCK as usize)).zip(crcs);
-    let judged =
-        |(index, block): (u32, &[u8]), crc| judge(id.chunk, id.crc_shard(), index, block, crc);
-    blocks.into_iter().all(|(place, crc)| judged(place, *crc) != Block::Bad)
+/// Where the first of the blocks from `at` on is that does not match its CRC.
+pub(super) fn first_bad(id: ReplicaId, at: u64, data: &[u8], crcs: &[u32]) -> Option<u64> {
+    let places = (at..).step_by(BLOCK as usize);
+    let mut blocks = places.zip(data.chunks(BLOCK as usize).zip(crcs));
+    let bad = |(place, (block, crc)): &(u64, (&[u8], &u32))| {
+        judge(id.chunk, id.crc_shard(), (place / BLOCK) as u32, block, **crc) == Block::Bad
+    };
+    blocks.find(bad).map(|(place, _)| place)
 }
 
 /// What a replica's file turned out to hold; nothing was changed.
@@ -500,13 +502,11 @@ fn verify_tail(file: &dyn DiskFile, id: ReplicaId, whole: u64, found: &mut Found
             found.fault = Fault::Unread;
             return;
         }
-        for block in piece.chunks(BLOCK as usize) {
-            let index = (found.length / BLOCK) as u32;
-            let crc = crcs[((found.length - from) / BLOCK) as usize];
-            if judge(id.chunk, id.crc_shard(), index, block, crc) == Block::Bad {
-                return;
-            }
-            found.length += BLOCK;
+        let its = &crcs[((found.length - from) / BLOCK) as usize..];
+        if let Some(bad) = first_bad(id, found.length, piece, its) {
+            found.length = bad;
+            return;
         }
+        found.length += len as u64;
     }
 }

@@ -2,10 +2,10 @@
 //! half-built one is never taken for a replica.
 
 use super::format::{self, BLOCK, Recorded, ReplicaId};
-use super::open::PIECE_BYTES;
+use super::open::{PIECE_BYTES, first_bad};
 use super::replica::{Fault, Progress, Replica};
 use super::{Store, StoreError};
-use crate::checksum::{Block, block_crcs, hole_crc, judge};
+use crate::checksum::{block_crcs, hole_crc};
 use crate::seam::{DiskFile, OpenMode};
 use crate::{bug, mark};
 use std::collections::BTreeSet;
@@ -178,13 +178,10 @@ impl Build {
             self.file
                 .read_exact_at(at, data)
                 .map_err(|e| StoreError::Read(format!("replica {}: {e}", self.id)))?;
-            for (i, (block, crc)) in data.chunks(BLOCK as usize).zip(crcs).enumerate() {
-                let index = (first + i) as u32;
-                if judge(self.id.chunk, self.id.crc_shard(), index, block, *crc) == Block::Bad {
-                    mark!("store: rebuilt replica does not read back");
-                    let what = format!("replica {}: block {index} does not read back", self.id);
-                    return Err(StoreError::Corrupt(what));
-                }
+            if let Some(bad) = first_bad(self.id, first as u64 * BLOCK, data, crcs) {
+                mark!("store: rebuilt replica does not read back");
+                let what = format!("replica {}: block {} does not read back", self.id, bad / BLOCK);
+                return Err(StoreError::Corrupt(what));
             }
         }
         Ok(())

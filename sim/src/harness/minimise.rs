@@ -232,9 +232,8 @@ fn fewer_operations(search: &Search<'_>, mut plan: Plan) -> Plan {
 /// Of the operations that are left each client leaves out as many as it can, wherever they stand.
 fn single_operations(search: &Search<'_>, mut plan: Plan) -> Plan {
     for (client, range) in plan.programs.clone() {
-        let before = plan.skipped.remove(&client).unwrap_or_default();
+        let before = plan.skipped.get(&client).cloned().unwrap_or_default();
         let left: Vec<u64> = range.filter(|number| !before.contains(number)).collect();
-        plan.skipped.insert(client.clone(), before.clone());
         plan = search.leave_out(plan, left.len(), |plan, kept| {
             let mut skipped = before.clone();
             skipped.extend(left.iter().zip(kept).filter(|(_, kept)| !**kept).map(|(at, _)| at));

@@ -150,9 +150,9 @@ fn fill(id: ReplicaId, offset: u64, len: usize) -> Bytes {
     (offset..offset + len as u64).map(byte).collect()
 }
 
-/// An append of one block that belongs there.
-fn one_block(id: ReplicaId, at: u64) -> Result<Append, String> {
-    let data = fill(id, at, BLOCK_BYTES);
+/// An append of so many bytes that belong there.
+fn append_of(id: ReplicaId, at: u64, len: usize) -> Result<Append, String> {
+    let data = fill(id, at, len);
     let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
     Append::checked(id, at, data, crcs, true).map_err(|error| format!("append {id}: {error}"))
 }
@@ -200,11 +200,7 @@ impl Life {
         let id = self.growing();
         let at = self.known.get(&id).map_or(0, |known| known.length);
         let len = self.rng.range(1, 6) as usize * BLOCK_BYTES;
-        let data = fill(id, at, len);
-        let crcs = block_crcs(id.chunk, id.crc_shard(), (at / BLOCK) as u32, &data);
-        let append = Append::checked(id, at, data, crcs, true);
-        let append = append.map_err(|error| format!("append {id}: {error}"))?;
-        match self.store.append(&append) {
+        match self.store.append(&append_of(id, at, len)?) {
             Ok(length) if length == at + len as u64 => {
                 self.known.entry(id).or_default().length = length;
                 self.report.appends += 1;
@@ -336,7 +332,7 @@ impl Life {
         self.report.deletes += 1;
         self.known.remove(&id);
         self.deleted.insert(id);
-        match self.store.append(&one_block(id, 0)?) {
+        match self.store.append(&append_of(id, 0, BLOCK_BYTES)?) {
             Err(StoreError::NoSuchReplica(_)) => {}
             late => return Err(format!("append to {id}, which is deleted: {late:?}")),
         }
@@ -427,7 +423,7 @@ impl Life {
             (0..2, _) | (_, None) => {
                 let id = self.growing();
                 let at = self.known.get(&id).map_or(0, |known| known.length);
-                return Ok((id, Job::Append(one_block(id, at)?)));
+                return Ok((id, Job::Append(append_of(id, at, BLOCK_BYTES)?)));
             }
             (_, Some(existing)) => existing,
         };

@@ -6,6 +6,7 @@ use crate::failure::stuck;
 use crate::stats;
 use crate::trace;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,4 +69,10 @@ pub async fn within(
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+/// Waits until a scenario has come to this step, which is its own or its mounts' to say.
+pub async fn reaches(step: &AtomicU8, wanted: u8, bound: Duration) {
+    let come = || step.load(Ordering::Relaxed) >= wanted;
+    let done = || come().then_some(()).ok_or_else(|| format!("step {wanted} does not come"));
+    within("ms waited for a step", bound, trace::now_ns(), done).await;
 }

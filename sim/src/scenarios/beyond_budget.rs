@@ -10,7 +10,7 @@ use crate::cluster::full::{Cluster, connect, mount};
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
-use crate::oracles::liveness::{CONVERGED, within};
+use crate::oracles::liveness::{CONVERGED, reaches, within};
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use crate::stats;
@@ -230,7 +230,5 @@ async fn remove(client: &Arc<Client>, names: &BTreeSet<String>) {
 }
 
 async fn wait(step: &AtomicU8, wanted: u8) {
-    let come = || step.load(Ordering::Relaxed) >= wanted;
-    let done = || come().then_some(()).ok_or_else(|| format!("step {wanted} does not come"));
-    within("ms waited for a step", Duration::from_secs(800), trace::now_ns(), done).await;
+    reaches(step, wanted, Duration::from_secs(800)).await;
 }

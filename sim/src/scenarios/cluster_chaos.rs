@@ -21,6 +21,7 @@ use crate::world::damage::{DamageKind, damage};
 use crate::world::inject::{Budget, chaos};
 use crate::world::{NodeContext, Options, Role, World};
 use crate::{stats, trace};
+use mooseng::chunkserver::REFUSED_PAUSE;
 use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
@@ -96,8 +97,6 @@ const OPEN_MAX: usize = 4;
 /// Operations that no cache can answer.
 const MASTERS_ANSWER: [&str; 3] = ["create", "reopen", "unlink"];
 /// Open flags.
-/// How long a chunkserver that was refused waits before it asks again.
-const ASKS_AGAIN: Duration = Duration::from_secs(5);
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
@@ -162,7 +161,7 @@ pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &
 fn until_enough_servers(world: &World) -> Duration {
     let replaced = [DamageKind::LoseDisk, DamageKind::OldDisk];
     let struck = replaced.iter().any(|kind| stats::get(kind.counter()) > 0);
-    if struck { world.limits().server_dead + ASKS_AGAIN } else { Duration::ZERO }
+    if struck { world.limits().server_dead + REFUSED_PAUSE } else { Duration::ZERO }
 }
 
 /// Everything is whole; what is drained is emptied before that, within a bound of its own.

@@ -7,7 +7,7 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::violation;
 use crate::harness::Scenario;
-use crate::oracles::liveness::within;
+use crate::oracles::liveness::{reaches, within};
 use crate::plan::{self, FaultClass};
 use crate::stats;
 use crate::trace;
@@ -114,7 +114,5 @@ async fn create(client: &Arc<Client>, name: &str) -> Result<(), Errno> {
 }
 
 async fn wait(step: &AtomicU8, wanted: u8) {
-    let come = || step.load(Ordering::Relaxed) >= wanted;
-    let done = || come().then_some(()).ok_or_else(|| format!("step {wanted} does not come"));
-    within("ms waited for a step", PATIENCE, trace::now_ns(), done).await;
+    reaches(step, wanted, PATIENCE).await;
 }

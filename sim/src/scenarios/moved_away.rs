@@ -6,11 +6,10 @@
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::violation;
 use crate::harness::Scenario;
-use crate::oracles::liveness::{CONVERGED, within};
+use crate::oracles::liveness::{CONVERGED, reaches};
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
 use crate::stats;
-use crate::trace;
 use crate::world::{Options, World};
 use mooseng::client::{Client, Handle, NewFile};
 use mooseng::errno::Errno;
@@ -104,7 +103,5 @@ async fn open_all(writer: &Arc<Client>, reader: &Arc<Client>) -> Result<Vec<Hand
 }
 
 async fn wait(step: &AtomicU8, wanted: u8) {
-    let come = || step.load(Ordering::Relaxed) >= wanted;
-    let done = || come().then_some(()).ok_or_else(|| format!("step {wanted} does not come"));
-    within("ms waited for a step", 2 * CONVERGED, trace::now_ns(), done).await;
+    reaches(step, wanted, 2 * CONVERGED).await;
 }
