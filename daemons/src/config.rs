@@ -94,7 +94,10 @@ impl Config {
             Some(path) => Config::read(Some((path, read_text(path)?)), vars),
             None => {
                 let path = Path::new(DEFAULT_FILE);
-                let text = std::fs::read_to_string(path).ok();
+                // One that is there and can not be read is not taken for none.
+                let absent = std::fs::metadata(path)
+                    .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+                let text = if absent { None } else { Some(read_text(path)?) };
                 Config::read(text.map(|text| (path, text)), vars)
             }
         }

@@ -24,6 +24,8 @@ struct Ahead {
     after: u64,
     end: bool,
     fetched: Mono,
+    /// The directory's change counter then.
+    change: Option<u64>,
 }
 
 /// One open directory.
@@ -31,7 +33,8 @@ struct Ahead {
 pub(crate) struct Directory(Mutex<Ahead>);
 
 impl Directory {
-    /// Entries after `cookie`, empty at the end. What was fetched longer than `ttl` ago is fetched again.
+    /// Entries after `cookie`, empty at the end. What was fetched longer than `ttl` ago, or before the directory was
+    /// changed here, is fetched again: the kernel takes what it is told for what is so now.
     /// Entries that do not fit the kernel's buffer are given back by [`Directory::keep`].
     pub(crate) async fn after(
         &self,
@@ -40,19 +43,27 @@ impl Directory {
         cookie: u64,
         ttl: Duration,
     ) -> Result<VecDeque<DirEntry>, Errno> {
-        if let Some(entries) = self.take(cookie, ttl) {
+        if let Some(entries) = self.take(cookie, ttl, change_of(client, ino)) {
             return Ok(entries);
         }
         let (entries, end) = client.readdir(ino, cookie, PIECE).await?;
+        let change = change_of(client, ino);
         let mut ahead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *ahead = Ahead { entries: VecDeque::new(), after: cookie, end, fetched: now() };
+        *ahead = Ahead { entries: VecDeque::new(), after: cookie, end, fetched: now(), change };
         Ok(entries.into())
     }
 
     /// What is in memory after `cookie`: some entries, or none because that is the end.
-    pub(crate) fn take(&self, cookie: u64, ttl: Duration) -> Option<VecDeque<DirEntry>> {
+    /// `change` is the directory's change counter now.
+    pub(crate) fn take(
+        &self,
+        cookie: u64,
+        ttl: Duration,
+        change: Option<u64>,
+    ) -> Option<VecDeque<DirEntry>> {
         let mut ahead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let usable = cookie != 0 && ahead.after == cookie && now().since(ahead.fetched) < ttl;
+        let recent = now().since(ahead.fetched) < ttl && change.is_some() && ahead.change == change;
+        let usable = cookie != 0 && ahead.after == cookie && recent;
         if !usable || ahead.entries.is_empty() && !ahead.end {
             return None;
         }
@@ -65,6 +76,11 @@ impl Directory {
         ahead.after = cookie;
         ahead.entries = rest;
     }
+}
+
+/// A directory's change counter, if it is known now.
+pub(crate) fn change_of(client: &Client, ino: InodeId) -> Option<u64> {
+    client.getattr_cached(ino).map(|attr| attr.change)
 }
 
 /// The open directories of a mount.
@@ -105,16 +121,22 @@ mod tests {
     fn kept_entries_serve_only_the_place_they_belong_to() {
         let ttl = Duration::from_secs(60);
         let directory = Directory::default();
-        assert_eq!(directory.take(5, ttl), None);
-        directory.0.lock().unwrap().fetched = now();
+        let take = |cookie, ttl| directory.take(cookie, ttl, Some(1));
+        assert_eq!(take(5, ttl), None);
+        {
+            let mut ahead = directory.0.lock().unwrap();
+            (ahead.fetched, ahead.change) = (now(), Some(1));
+        }
         directory.keep(5, entries(&[6, 7]));
-        assert_eq!(directory.take(4, ttl), None);
-        assert_eq!(directory.take(5, Duration::ZERO), None);
-        assert_eq!(directory.take(5, ttl), Some(entries(&[6, 7])));
+        assert_eq!(take(4, ttl), None);
+        assert_eq!(take(5, Duration::ZERO), None);
+        assert_eq!(directory.take(5, ttl, Some(2)), None, "changed since");
+        assert_eq!(directory.take(5, ttl, None), None, "perhaps changed since");
+        assert_eq!(take(5, ttl), Some(entries(&[6, 7])));
         directory.keep(7, entries(&[]));
-        assert_eq!(directory.take(7, ttl), None, "not known to be the end");
+        assert_eq!(take(7, ttl), None, "not known to be the end");
         directory.0.lock().unwrap().end = true;
-        assert_eq!(directory.take(7, ttl), Some(entries(&[])));
+        assert_eq!(take(7, ttl), Some(entries(&[])));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use crate::convert::{errno, file_attr, file_type, kind_of_mode, set_time};
 use crate::counters::Request as Kind;
-use crate::directory::{DOTS, Directories, Directory};
+use crate::directory::{DOTS, Directories, Directory, change_of};
 use crate::shared::{Granted, Shared, empty, pieces, xattr};
 use crate::virtual_xattr::{self, Name};
 use bytes::Bytes;
 use fuser::*;
-use mooseng::client::{Handle, NewFile, NewNode, SetAttr};
+use mooseng::client::{Handle, Manner, NewFile, NewNode, SetAttr};
 use mooseng::errno::Errno as Failure;
 use mooseng::ids::InodeId;
 use mooseng::limits::NAME_BYTES_MAX;
@@ -324,12 +324,20 @@ impl Filesystem for MooseFilesystem {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         self.count(Kind::Write);
         let handle = Handle(handle.0);
+        // Pages that the kernel writes back belong where they are, whichever handle it takes for them; a write past
+        // its cache says itself what it wants (RWF_DSYNC, O_APPEND set or cleared since the open).
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let wants = |flag: i32| !cached && flags.0 & flag != 0;
+        let manner = Manner {
+            appends: wants(libc::O_APPEND),
+            synchronous: wants(libc::O_SYNC | libc::O_DSYNC),
+        };
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
             self.shared.client.kill_priv(handle);
         }
@@ -337,13 +345,13 @@ impl Filesystem for MooseFilesystem {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(error)),
         };
-        if let Some(outcome) = self.shared.client.write_buffered(handle, offset, data) {
+        if let Some(outcome) = self.shared.client.write_buffered(handle, offset, data, manner) {
             self.inline();
             return written(reply, outcome);
         }
         let data = Bytes::copy_from_slice(data);
         self.spawn(|shared| async move {
-            let outcome = shared.client.write(handle, offset, data).await;
+            let outcome = shared.client.write_so(handle, offset, data, manner).await;
             written(reply, outcome);
         });
     }
@@ -409,7 +417,8 @@ impl Filesystem for MooseFilesystem {
         self.count(Kind::Readdir);
         let directory = self.directories.get(handle.0);
         let cookie = offset.saturating_sub(DOTS);
-        if let Some(entries) = directory.take(cookie, self.shared.ttl) {
+        let change = change_of(&self.shared.client, inode(ino));
+        if let Some(entries) = directory.take(cookie, self.shared.ttl, change) {
             self.inline();
             return fill(reply, ino, offset, &directory, entries);
         }
@@ -433,7 +442,8 @@ impl Filesystem for MooseFilesystem {
         self.count(Kind::Readdirplus);
         let directory = self.directories.get(handle.0);
         let cookie = offset.saturating_sub(DOTS);
-        if let Some(entries) = directory.take(cookie, self.shared.ttl) {
+        let change = change_of(&self.shared.client, inode(ino));
+        if let Some(entries) = directory.take(cookie, self.shared.ttl, change) {
             self.inline();
             return fill_plus(reply, &self.shared, ino, offset, &directory, entries);
         }
@@ -572,10 +582,16 @@ impl Filesystem for MooseFilesystem {
     ) {
         self.count(Kind::Create);
         let (uid, gid) = (request.uid(), request.gid());
-        let new = NewFile { mode: mode & 0o7777, uid, gid, flags };
+        // A file that somebody else has made there just now is opened by an ordinary open, which checks permissions: the
+        // kernel looks the name up again when it hears ESTALE.
+        let exclusive = flags & libc::O_EXCL != 0;
+        let new = NewFile { mode: mode & 0o7777, uid, gid, flags: flags | libc::O_EXCL };
         let name = bytes(name);
         self.spawn(|shared| async move {
-            let outcome = shared.client.create(inode(parent), &name, new).await;
+            let outcome = match shared.client.create(inode(parent), &name, new).await {
+                Err(Failure::EEXIST) if !exclusive => Err(Failure::ESTALE),
+                other => other,
+            };
             shared.created(inode(parent), flags, reply, outcome);
         });
     }
@@ -693,7 +709,9 @@ fn fill_plus(
     }
     let mut after = offset.saturating_sub(DOTS);
     while !full && let Some(entry) = entries.front() {
-        let attr = entry.attr.unwrap_or_default();
+        // What was fetched with the name may be older than what this mount did to the file since.
+        let known = shared.client.known_attr(InodeId(entry.inode));
+        let attr = known.or(entry.attr).unwrap_or_default();
         let name = OsStr::from_bytes(&entry.name);
         let (child, at) = (INodeNo(entry.inode), entry.cookie + DOTS);
         let ttl = shared.ttl_of(Some(inode(ino)), entry.inode);

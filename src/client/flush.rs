@@ -354,6 +354,10 @@ impl Client {
         }
         self.meta.dirty.remove(inode);
         inode.changed.notify_waiters();
+        if outcome.is_err() {
+            // Whoever waits for room hears of the failure.
+            self.meta.dirty.room.notify_waiters();
+        }
         self.advance(inode);
     }
 

@@ -2,7 +2,7 @@
 
 use super::inode::{Inode, State};
 use super::readahead::ReadAhead;
-use super::types::Handle;
+use super::types::{Handle, Manner};
 use crate::errno::Errno;
 use crate::seam::Mono;
 use std::collections::BTreeMap;
@@ -41,6 +41,11 @@ impl OpenFile {
     /// Whether a write returns only when it is committed.
     pub fn synchronous(&self) -> bool {
         self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0
+    }
+
+    /// How it writes if nothing else is asked for.
+    pub fn manner(&self) -> Manner {
+        Manner { appends: self.appends(), synchronous: self.synchronous() }
     }
 
     /// The failure that this description was not told of yet: each is told once, by the next fsync or close.

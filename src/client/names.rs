@@ -82,6 +82,11 @@ impl Client {
         self.meta.table.get(ino)?.lock().fresh(seam::now())
     }
 
+    /// What this mount last knew of an inode, with what it has written, however old.
+    pub fn known_attr(&self, ino: InodeId) -> Option<Attr> {
+        self.meta.table.get(ino)?.lock().view()
+    }
+
     /// Entries after `cookie` (0 to begin) with their attributes, at most about `limit`, and whether that was
     /// the end. `.` and `..` are not among them.
     pub async fn readdir(
@@ -169,7 +174,14 @@ impl Client {
         if set.mtime.is_some() {
             self.commit_all(&inode).await?;
         }
-        self.session.run(setattr_op(ino, &set)).await?;
+        // Bits that are set from here on are not those that earlier writes take away.
+        let killed = set.mode.is_some()
+            && inode.lock().file.as_mut().is_some_and(|file| std::mem::take(&mut file.kill_priv));
+        let done = self.session.run(setattr_op(ino, &set)).await;
+        if killed && done.is_err() {
+            inode.lock().file().kill_priv = true;
+        }
+        done?;
         let view = inode.lock().view();
         view.ok_or(Errno::EIO)
     }

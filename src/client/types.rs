@@ -57,6 +57,15 @@ pub enum SetTime {
     At(i64),
 }
 
+/// How one write is done, whatever its handle was opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// To the end of the file, wherever it says.
+    pub appends: bool,
+    /// It returns when it is committed.
+    pub synchronous: bool,
+}
+
 /// What setattr changes; `None` leaves a field alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {

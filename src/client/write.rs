@@ -3,7 +3,7 @@
 use super::Client;
 use super::handles::OpenFile;
 use super::inode::Inode;
-use super::types::Handle;
+use super::types::{Handle, Manner};
 use crate::errno::Errno;
 use crate::limits::FILE_BYTES_MAX;
 use crate::seam;
@@ -28,13 +28,25 @@ impl Data<'_> {
 impl Client {
     /// Buffers data, waiting for room; `off` is ignored by `O_APPEND` handles. Returns bytes taken: all.
     pub async fn write(&self, handle: Handle, off: u64, data: Bytes) -> Result<usize, Errno> {
+        let manner = self.handles.get(handle)?.manner();
+        self.write_so(handle, off, data, manner).await
+    }
+
+    /// [`Client::write`] in another manner than the handle was opened for.
+    pub async fn write_so(
+        &self,
+        handle: Handle,
+        off: u64,
+        data: Bytes,
+        manner: Manner,
+    ) -> Result<usize, Errno> {
         let open = self.handles.get(handle)?;
-        if open.appends() {
+        if manner.appends {
             self.know_the_end(&open.inode).await?;
         }
-        self.wait_for_room(data.len()).await?;
-        let len = self.buffer(&open, off, Data::Owned(data))?;
-        if open.synchronous() {
+        self.wait_for_room(&open, data.len()).await?;
+        let len = self.buffer(&open, off, Data::Owned(data), manner)?;
+        if manner.synchronous {
             let committed = self.commit_all(&open.inode).await;
             // What is told here is not told again. TWICE: it is.
             if !crate::bug!(TWICE) {
@@ -45,21 +57,22 @@ impl Client {
         Ok(len)
     }
 
-    /// [`Client::write`] if that needs no waiting.
+    /// [`Client::write_so`] if that needs no waiting.
     pub fn write_buffered(
         &self,
         handle: Handle,
         off: u64,
         data: &[u8],
+        manner: Manner,
     ) -> Option<Result<usize, Errno>> {
         let open = match self.handles.get(handle) {
             Ok(open) => open,
             Err(errno) => return Some(Err(errno)),
         };
-        let must_wait = open.synchronous()
+        let must_wait = manner.synchronous
             || !self.has_room(data.len())
-            || (open.appends() && !knows_the_end(&open.inode));
-        if must_wait { None } else { Some(self.buffer(&open, off, Data::Borrowed(data))) }
+            || (manner.appends && !knows_the_end(&open.inode));
+        if must_wait { None } else { Some(self.buffer(&open, off, Data::Borrowed(data), manner)) }
     }
 
     /// The end of a file that is appended to must not be an old one: asked for unless this mount has written
@@ -77,7 +90,9 @@ impl Client {
         bytes == 0 || bytes + len <= self.limits.dirty_bytes_max
     }
 
-    async fn wait_for_room(&self, len: usize) -> Result<(), Errno> {
+    /// Waits until so many bytes more may be dirty. What was written through the description and could not be written
+    /// back is told here: it takes the room, and would for as long as it can not be.
+    async fn wait_for_room(&self, open: &OpenFile, len: usize) -> Result<(), Errno> {
         if self.has_room(len) {
             return Ok(());
         }
@@ -88,17 +103,27 @@ impl Client {
                 let mut room = std::pin::pin!(room);
                 room.as_mut().enable();
                 if self.has_room(len) {
-                    return;
+                    return Ok(());
+                }
+                // PATIENT: whoever waits for room hears of no failure.
+                if !crate::bug!(PATIENT) {
+                    open.failure(&mut open.inode.lock())?;
                 }
                 self.advance_all();
                 room.await;
             }
         };
         let deadline = self.limits.operation_deadline;
-        tokio::time::timeout(deadline, waiting).await.map_err(|_| Errno::EIO)
+        tokio::time::timeout(deadline, waiting).await.unwrap_or(Err(Errno::EIO))
     }
 
-    fn buffer(&self, open: &OpenFile, off: u64, data: Data) -> Result<usize, Errno> {
+    fn buffer(
+        &self,
+        open: &OpenFile,
+        off: u64,
+        data: Data,
+        manner: Manner,
+    ) -> Result<usize, Errno> {
         if !open.writable() {
             return Err(Errno::EBADF);
         }
@@ -108,7 +133,7 @@ impl Client {
         }
         let begins = {
             let mut state = open.inode.lock();
-            let off = if open.appends() { state.size() } else { off };
+            let off = if manner.appends { state.size() } else { off };
             if off.saturating_add(len as u64) > FILE_BYTES_MAX {
                 return Err(Errno::EFBIG);
             }

@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Compares a part of one report with what the chunks say.
 pub(super) fn round(shared: &Arc<Shared>) -> Result<(), TableError> {
-    let Some((server, whole)) = shared.soft().reports.to_compare() else { return Ok(()) };
+    let Some((server, whole)) = shared.soft().reports.next_compared() else { return Ok(()) };
     let view = shared.raft.view();
     let (from, end) = ((server, whole.next), (ServerId(server.get() + 1), ChunkId(0)));
     let (mut rows, mut next, mut lacking) = (0, whole.next, Vec::new());

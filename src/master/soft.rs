@@ -7,6 +7,7 @@ use crate::pb;
 use crate::placement::ServerView;
 use crate::seam::{self, Mono};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// The leader's soft state.
@@ -72,6 +73,8 @@ pub(crate) struct Reports {
     whole: BTreeMap<ServerId, Whole>,
     /// The boot whose report was heard to its end, per server.
     heard: BTreeMap<ServerId, u64>,
+    /// The server whose report was looked at last.
+    cursor: ServerId,
 }
 
 /// Replicas by chunk, generation and shard: a server may have another one of the same chunk, which a repair left
@@ -118,10 +121,15 @@ impl Reports {
         }
     }
 
-    /// A report that is to be compared further.
-    pub(crate) fn to_compare(&self) -> Option<(ServerId, Whole)> {
-        let mut waiting = self.whole.iter().filter(|(_, whole)| !whole.asking);
-        waiting.next().map(|(server, whole)| (*server, whole.clone()))
+    /// A report that is to be compared further: each has its turn, so that one whose server does not answer keeps no other
+    /// waiting.
+    pub(crate) fn next_compared(&mut self) -> Option<(ServerId, Whole)> {
+        let waits = |(_, whole): &(&ServerId, &Whole)| !whole.asking;
+        let mut after = self.whole.range((Bound::Excluded(self.cursor), Bound::Unbounded));
+        let (server, whole) = after.find(waits).or_else(|| self.whole.iter().find(waits))?;
+        let found = (*server, whole.clone());
+        self.cursor = found.0;
+        Some(found)
     }
 
     /// Goes on with a report, unless there is a newer one: `None` when it is compared to its end.
@@ -247,16 +255,29 @@ mod tests {
     }
 
     #[test]
+    fn each_report_has_its_turn() {
+        let mut reports = Reports::default();
+        for server in [1, 2, 3] {
+            reports.page(ServerId(server), (1, 1), true, true, [(5, server, 0)].into_iter());
+        }
+        let order: Vec<u64> = (0..4)
+            .filter_map(|_| reports.next_compared())
+            .map(|(server, _)| server.get())
+            .collect();
+        assert_eq!(order, [1, 2, 3, 1], "none of them was compared to its end");
+    }
+
+    #[test]
     fn another_replica_of_a_chunk_does_not_stand_for_the_one_that_is_gone() {
         let (mut reports, server) = (Reports::default(), ServerId(1));
         let page = |reports: &mut Reports, first, last, named: &[(u64, u64, u32)]| {
             reports.page(server, (1, 1), first, last, named.iter().copied())
         };
         page(&mut reports, true, false, &[(5, 9, 0)]);
-        assert!(reports.to_compare().is_none(), "a page is to come");
+        assert!(reports.next_compared().is_none(), "a page is to come");
         page(&mut reports, true, false, &[(5, 9, 0)]);
         page(&mut reports, false, true, &[(6, 7, 1)]);
-        let named = reports.to_compare().expect("the last page came").1.named;
+        let named = reports.next_compared().expect("the last page came").1.named;
         assert!(named.contains(&(6, 7, 1)) && named.contains(&(5, 9, 0)));
         assert!(!named.contains(&(5, 7, 0)), "unfinished copies have other generations");
     }

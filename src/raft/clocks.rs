@@ -79,6 +79,11 @@ impl Clocks {
         }
     }
 
+    /// Whether a peer answered lately.
+    pub fn answers(&self, node: u64, within: Duration) -> bool {
+        self.state().peers.get(&node).is_some_and(|read| seam::now().since(read.at) <= within)
+    }
+
     /// The leader was heard, and says what the median is (0: it does not know).
     pub fn told(&self, median_ms: u64) {
         let at = seam::now();

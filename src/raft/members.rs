@@ -112,6 +112,9 @@ pub async fn remove<M: Machine>(core: &Core<M>, node: NodeId) -> Result<(), Prop
     if member.voter && members.iter().filter(|member| member.voter).count() == 1 {
         return Err(ProposeError::Refused("the last voter cannot be removed".to_owned()));
     }
+    if member.voter {
+        enough_answer(core, &members, node)?;
+    }
     let ids = BTreeSet::from([node.0]);
     change(core, || {
         let removal = match member.voter {
@@ -121,6 +124,29 @@ pub async fn remove<M: Machine>(core: &Core<M>, node: NodeId) -> Result<(), Prop
         core.raft.change_membership(removal, false)
     })
     .await
+}
+
+/// Refuses to take a voter out if no majority of those before or of those that would be left answers: the change could not
+/// be committed, nor taken back.
+fn enough_answer<M: Machine>(
+    core: &Core<M>,
+    members: &[Member],
+    without: NodeId,
+) -> Result<(), ProposeError> {
+    let before: Vec<NodeId> = members.iter().filter(|m| m.voter).map(|m| m.node).collect();
+    let left: Vec<NodeId> = before.iter().copied().filter(|node| *node != without).collect();
+    let lately = core.limits.election_max * 3;
+    for group in [before, left] {
+        let answers = |node: &&NodeId| **node == core.node || core.clocks.answers(node.0, lately);
+        let silent = group.len() - group.iter().filter(answers).count();
+        if silent * 2 >= group.len() {
+            return Err(ProposeError::Refused(format!(
+                "of {} masters whose word is needed {silent} do not answer: start them first",
+                group.len()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// One change of the membership at a time, repeated while an earlier one is still being committed.

@@ -31,7 +31,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// What a pending future of the connection ends with.
 enum Done {
     /// A handler's answer.
-    Answer { id: u64, method: u16, answer: Result<Outgoing, Refusal> },
+    Answer { id: u64, method: u16, weight: usize, answer: Result<Outgoing, Refusal> },
     /// A frame that the simulation held back.
     Send(OutFrame),
     /// A request that the simulation held back.
@@ -43,7 +43,6 @@ type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
 type Memory = OwnedSemaphorePermit;
 
 struct Call {
-    weight: usize,
     wanted: bool,
 }
 
@@ -368,15 +367,13 @@ impl Serving {
         let weight = if calls::is_bulk(method) { BULK_WEIGHT } else { 1 };
         let weight = weight.min(self.shared.limits.requests_in_flight_max / 4).max(1);
         self.in_flight += weight;
-        if let Some(twin) = self.calls.insert(id, Call { weight, wanted: true }) {
-            // The same id twice, which only the simulation's duplicates do.
-            self.in_flight -= twin.weight;
-        }
+        // One id may be under way twice: each counts until it is answered.
+        self.calls.insert(id, Call { wanted: true });
         let patience = remaining + self.shared.limits.handler_grace;
         self.pending.push(Box::pin(async move {
             let answer = run_out(answer, polls, patience).await;
             drop(memory);
-            Done::Answer { id, method, answer }
+            Done::Answer { id, method, weight, answer }
         }));
         Ok(())
     }
@@ -391,9 +388,9 @@ impl Serving {
                     Ok(())
                 }
                 Done::Arrived(frame, memory) => self.start(frame, memory, cx),
-                Done::Answer { id, method, answer } => {
+                Done::Answer { id, method, weight, answer } => {
                     let call = self.calls.remove(&id);
-                    self.in_flight -= call.as_ref().map_or(0, |call| call.weight);
+                    self.in_flight -= weight;
                     match call.is_none_or(|call| call.wanted) {
                         true => self.reply(id, method, answer),
                         false => Ok(()),

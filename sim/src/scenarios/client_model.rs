@@ -73,11 +73,20 @@ async fn run(seed: u64) {
     cluster.converge(&world).await;
 }
 
+/// Whether this run's files are erasure-coded.
+fn striped(seed: u64) -> bool {
+    LAYOUTS[seed as usize % LAYOUTS.len()].0 > 1
+}
+
 /// What the application does, drawn as if nothing were left out.
 fn operations(seed: u64) -> Vec<FsOp> {
     let (mut draw, mut model) = (SplitMix(seed), ModelFs::new(0));
     let weights = Weights::swarm(&mut draw);
     let mut generator = OpGen { weights, clients: 1, ..OpGen::default() };
+    if striped(seed) {
+        // Files of several stripes, written over and cut inside of them.
+        (generator.file_bytes_max, generator.write_bytes_max) = (400_000, 200_000);
+    }
     let step = |_| {
         let op = generator.next(&model, &mut draw);
         let _ = model.apply(&op);

@@ -34,6 +34,7 @@ mod removed_elsewhere;
 mod replaced_under_open;
 mod rot_while_away;
 mod servers_fail;
+mod servers_full;
 mod single_fault;
 mod small_raft;
 mod store_model;
@@ -72,6 +73,7 @@ pub const ALL: &[Scenario] = &[
     no_majority::SCENARIO,
     rot_while_away::SCENARIO,
     servers_fail::SCENARIO,
+    servers_full::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     wal_model::FAULTS,

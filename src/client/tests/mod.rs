@@ -39,7 +39,8 @@ async fn open(client: &Arc<Client>, name: &str, flags: i32) -> (InodeId, Handle)
 
 /// Writes as the kernel does: buffered if that needs no waiting.
 async fn write(client: &Arc<Client>, handle: Handle, off: u64, data: &[u8]) -> Result<(), Errno> {
-    let written = match client.write_buffered(handle, off, data) {
+    let manner = client.handles.get(handle)?.manner();
+    let written = match client.write_buffered(handle, off, data, manner) {
         Some(written) => written?,
         None => client.write(handle, off, data.to_vec().into()).await?,
     };
