@@ -153,9 +153,10 @@ impl Master {
             member.address = address.clone();
             identity::store(&disk, &member)?;
         }
-        // Found while it ran, so that it may start all the same if nobody takes it in.
+        // Found while it ran, so that it may start all the same if nobody takes it in. Then the next start asks again:
+        // the group may have taken it in and its answer been lost.
         if !member.damage.is_empty() {
-            let why = std::mem::take(&mut member.damage);
+            let why = member.damage.clone();
             rejoin::enter_anew(&disk, &mut member, &config, &why, false).await?;
         }
         let shared = match Shared::start(&config, &disk, &member, &server, &pool).await {

@@ -74,6 +74,7 @@ impl Store {
                 }
                 other => other.map_err(|e| at(&path, e))?,
             };
+            store.sync_found(&path).map_err(|e| at(&path, e))?;
             store.lock_dirs().insert(path, true);
             for file in files {
                 unknown += u64::from(!store.adopt(&dir, &file)?);
@@ -88,6 +89,24 @@ impl Store {
             );
         }
         Ok(store)
+    }
+
+    /// Makes the names in a directory durable: whoever made them may have been killed before it did, and from here on
+    /// what is found under them counts as durable. Only a want of descriptors is an error.
+    fn sync_found(&self, dir: &str) -> io::Result<()> {
+        // UNNAMED: a name that is there is taken for one that stays.
+        if bug!(UNNAMED) {
+            return Ok(());
+        }
+        match self.disk().sync_dir(dir) {
+            Err(error) if self.busy(&error).is_some() => Err(error),
+            Err(error) => {
+                // What is on the disk is served; nothing new is accepted.
+                let _ = self.fence("recovery", &error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Takes a file into the store; whether it is one of ours.
@@ -166,10 +185,6 @@ impl Store {
         }
         let end = id.data_start() + found.length;
         let rest = found.file_len > end || found.table_end > found.length;
-        // Before the header says that something counts: that it says nothing is why this is done.
-        if found.recorded == 0 {
-            self.disk().sync_dir(&id.dir())?;
-        }
         if found.sealed {
             if rest {
                 self.disk().open(&id.path(), OpenMode::Write)?.set_len(end)?;

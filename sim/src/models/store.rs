@@ -9,6 +9,7 @@
 //! | what was punched, and nothing else, is a hole; the rest of the replica reads as before | blocks beside each replica |
 //! | a punch that a power loss cuts short leaves each block as it was, or a hole | the same |
 //! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
+//! | what counts as durable after a kill is in the durable image, a rebuild that the kill cut short too | the same |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
 //! | an append to a deleted replica does not create it again | the same |
 //! | without a descriptor to open with everything works or is told to come later, and nothing counts as bad for it | injected EMFILE |
@@ -51,6 +52,7 @@ pub struct Report {
     pub punches_cut_short: u64,
     pub builds: u64,
     pub builds_refused: u64,
+    pub builds_cut_short: u64,
 }
 
 /// What is known about a replica.
@@ -97,6 +99,9 @@ struct Life {
     rng: Rng,
     /// Which starts have failing reads.
     starts: Rng,
+    /// Where kills cut rebuilds short, and what was rebuilt last so.
+    cuts: Rng,
+    cut: Option<ReplicaId>,
     report: Report,
     next_chunk: u64,
 }
@@ -115,6 +120,8 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         half_punched: BTreeSet::new(),
         rng: Rng::new(seed).fork("program"),
         starts: Rng::new(seed).fork("starts"),
+        cuts: Rng::new(seed).fork("cuts"),
+        cut: None,
         report: Report::default(),
         next_chunk: 1,
     };
@@ -171,7 +178,10 @@ impl Life {
             71..78 => self.read(),
             78..84 => self.misplace(),
             84..88 => self.full_disk(),
-            88..92 if plan::strikes(FaultClass::Kill) => self.restart(false),
+            88..92 if plan::strikes(FaultClass::Kill) => match self.cuts.chance(1, 2) {
+                true => self.cut_rebuild(),
+                false => self.restart(false),
+            },
             92..97 if plan::strikes(FaultClass::PowerLoss) => self.restart(true),
             88..97 => Ok(()),
             _ => self.failing_sync(),
@@ -476,6 +486,31 @@ impl Life {
         Ok(())
     }
 
+    /// A rebuild in whose middle the process is killed.
+    fn cut_rebuild(&mut self) -> Result<(), String> {
+        let id = id_of(self.next_chunk);
+        self.next_chunk += 1;
+        self.disk.die_after(self.cuts.below(30));
+        let built = self.store.build(id, BLOCK).and_then(|mut build| {
+            build.write(&fill(id, 0, BLOCK_BYTES), &[])?;
+            build.finish()
+        });
+        self.disk.revive();
+        self.report.builds_cut_short += u64::from(built.is_err());
+        self.cut = Some(id);
+        self.restart(false)?;
+        self.cut = None;
+        let whole = Known { length: BLOCK, durable: BLOCK, sealed: true };
+        match self.store.status(id) {
+            Some(status) if status.length == BLOCK && status.sealed => {
+                self.known.insert(id, whole);
+                self.check_bytes(id, BLOCK)
+            }
+            None if built.is_err() => Ok(()),
+            status => Err(format!("rebuild {id}: {built:?}, then killed: {status:?}")),
+        }
+    }
+
     fn restart(&mut self, power: bool) -> Result<(), String> {
         self.incarnation += 1;
         match power {
@@ -490,8 +525,13 @@ impl Life {
         for id in ids {
             self.check_survivor(id)?;
         }
+        let durable = inspect_durable(&self.disk)?;
         for status in self.store.list(None, usize::MAX) {
-            let known = self.known.contains_key(&status.id);
+            let known = self.known.contains_key(&status.id) || self.cut == Some(status.id);
+            let there = durable.get(&status.id).copied().unwrap_or(0);
+            if there < status.durable {
+                return Err(format!("{there} bytes of {status:?} are durable after a start"));
+            }
             // The first append of a replica may have been refused and its empty file left.
             if !known && (status.length > 0 || self.deleted.contains(&status.id)) {
                 return Err(format!("{status:?} is back"));

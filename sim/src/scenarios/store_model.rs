@@ -28,6 +28,7 @@ pub const SCENARIO: Scenario = Scenario {
         "punches cut short",
         "replicas rebuilt",
         "rebuilds refused",
+        "rebuilds cut short",
     ],
     run: |seed| Box::pin(run(seed)),
 };
@@ -51,5 +52,6 @@ async fn run(seed: u64) {
         stats::add("punches cut short", report.punches_cut_short);
         stats::add("replicas rebuilt", report.builds);
         stats::add("rebuilds refused", report.builds_refused);
+        stats::add("rebuilds cut short", report.builds_cut_short);
     }
 }
