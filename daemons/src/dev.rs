@@ -18,7 +18,9 @@ use mooseng::master::MasterConfig;
 use mooseng::pb;
 use mooseng::seam;
 use mooseng_fuse::{MountConfig, Mounted};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -50,7 +52,7 @@ pub(crate) struct DevArgs {
     /// First of the ports on 127.0.0.1 that the nodes take [default: 9420]
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Run this when everything is up, then stop and end as it did
+    /// Run this when everything is up, then stop and end as it did; signals to stop are passed on to it
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -98,7 +100,10 @@ pub(crate) fn run(args: &DevArgs) -> Result<(), Fail> {
     let outcome = runtime.block_on(serve(args, plan, &data, mount));
     runtime.shutdown_timeout(Duration::from_secs(1));
     match outcome? {
-        Some(status) if !status.success() => std::process::exit(status.code().unwrap_or(1)),
+        // One that a signal ended is told of as a shell does.
+        Some(status) if !status.success() => {
+            std::process::exit(status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1))
+        }
         _ => Ok(()),
     }
 }
@@ -228,22 +233,38 @@ async fn use_it(
     failed: &mut mpsc::Receiver<String>,
 ) -> Result<Option<ExitStatus>, Fail> {
     let dir = mounted.0.dir().to_owned();
+    let told = async {
+        if args.command.is_empty() {
+            stop.wait().await;
+            return Ok(None);
+        }
+        command(&args.command, &dir, stop).await.map(Some)
+    };
     tokio::select! {
         biased;
         reason = failed.recv() => Err(Fail::new(reason.unwrap_or_default())),
-        _ = stop.wait() => Ok(None),
-        status = command(&args.command, &dir), if !args.command.is_empty() => status.map(Some),
+        status = told => status,
         ended = mounted.0.ended() => ended.map(|()| None).map_err(|e| Fail::new(format!("the mount: {e}"))),
     }
 }
 
-async fn command(words: &[String], mount: &Path) -> Result<ExitStatus, Fail> {
+/// Runs a command to its end. A signal to stop is passed on to it.
+async fn command(words: &[String], mount: &Path, stop: &mut Stop) -> Result<ExitStatus, Fail> {
+    let failed = |e: &dyn std::fmt::Display| Fail::new(format!("{}: {e}", words[0]));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).env("MOOSENG_MOUNT", mount);
-    let name = words[0].clone();
-    let run = tokio::task::spawn_blocking(move || command.status());
-    let status = run.await.map_err(|e| Fail::new(format!("{name}: {e}")))?;
-    status.map_err(|e| Fail::new(format!("{name}: {e}")))
+    let mut child = command.spawn().map_err(|e| failed(&e))?;
+    let pid = Pid::from_child(&child);
+    let mut run = tokio::task::spawn_blocking(move || child.wait());
+    let ended = tokio::select! {
+        ended = &mut run => ended,
+        _ = stop.wait() => {
+            let _ = kill_process(pid, Signal::TERM);
+            let late = |_| Fail::new(format!("{} does not end when told to", words[0]));
+            tokio::time::timeout(PATIENCE, run).await.map_err(late)?
+        }
+    };
+    ended.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
 }
 
 async fn start_nodes(

@@ -104,6 +104,11 @@ fn a_command_runs_inside_and_says_how_it_ended() {
     assert!(output.status.success() && out.ends_with("hello\n"), "{out}{err}");
     assert_eq!(run("exit 7").status.code(), Some(7));
     assert!(run("grep -q hello $MOOSENG_MOUNT/hello").status.success());
+    // Whoever is told to stop tells the command, and waits for it.
+    let told = "trap 'echo told > $MOOSENG_MOUNT/told; exit 9' TERM; kill -TERM $PPID; \
+                sleep 20 > /dev/null 2>&1 & wait";
+    assert_eq!(run(told).status.code(), Some(9));
+    assert!(run("grep -q told $MOOSENG_MOUNT/told").status.success());
 }
 
 #[test]

@@ -7,7 +7,9 @@ mod common;
 
 use common::cluster::{Cluster, Options};
 use common::{need_fuse, turn};
+use rustix::fs::{FileType, Mode};
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 #[test]
@@ -18,6 +20,22 @@ fn what_the_kernel_does_by_itself_is_done_right() {
     let mount = cluster.mount("mount");
     pages_of_an_appending_descriptor_stay_where_they_are(&mount.dir);
     a_listing_undoes_nothing(&mount.dir);
+    what_is_removed_is_known_while_it_is_held(&mount.dir);
+}
+
+/// The kernel opens pipes itself and keeps directories that somebody holds: no open of these is seen here.
+fn what_is_removed_is_known_while_it_is_held(dir: &Path) {
+    let (pipe, held) = (dir.join("pipe"), dir.join("held"));
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    fs::create_dir(&held).unwrap();
+    let pipe_file = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let held_file = fs::File::open(&held).unwrap();
+    fs::remove_file(&pipe).unwrap();
+    fs::remove_dir(&held).unwrap();
+    // Longer than attributes are believed without asking.
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    assert_eq!(pipe_file.metadata().unwrap().nlink(), 0);
+    assert_eq!(held_file.metadata().unwrap().nlink(), 0);
 }
 
 /// Pages of a shared mapping are written back through a descriptor that appends.

@@ -123,7 +123,10 @@ pub fn check_mount_point(dir: &Path) -> Result<PathBuf, MountError> {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
             return Err(MountError::LeftOver(absolute));
         }
-        Err(_) => return Err(MountError::Missing(absolute)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::Missing(absolute));
+        }
+        Err(e) => return Err(MountError::Failed(absolute, e.to_string())),
     };
     let failed = |e: io::Error| MountError::Failed(real.clone(), e.to_string());
     // A mount is asked about only through the mount table: a dead or slow one must not hold us up.

@@ -363,11 +363,15 @@ impl Meta {
         }
     }
 
-    /// The masters do not know the inode any more: names that still lead to it are asked for again.
+    /// The masters do not know the inode any more: names that still lead to it are asked for again. What is known of it
+    /// stays while it is open, and where nobody here could tell that it is: the kernel opens pipes, sockets and devices
+    /// itself, and keeps directories that somebody works in.
     pub fn gone(&self, inode: &Inode) {
         let mut state = inode.lock();
         state.attr_until = Mono(0);
-        if state.file.as_ref().is_none_or(|file| file.opens == 0) {
+        let is_file = |attr: &pb::Attr| attr.kind() == pb::FileKind::Regular;
+        let removed_here = state.attr.is_some_and(|attr| attr.nlink == 0 && !is_file(&attr));
+        if !removed_here && state.file.as_ref().is_none_or(|file| file.opens == 0) {
             state.attr = None;
         }
     }

@@ -28,8 +28,9 @@ async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// A leader that notices its own stall must not hold the silence against others (rule B2).
-fn noticed_stall(shared: &Shared) -> bool {
+/// A leader that notices its own stall must not hold the silence against others (rule B2): asked before each verdict, as
+/// it may have stood still while it waited for the last one to be committed.
+pub(super) fn noticed_stall(shared: &Shared) -> bool {
     let mut soft = shared.soft();
     let now = seam::now();
     let stalled = now.since(soft.watched) > shared.limits.server_suspect;

@@ -1,6 +1,7 @@
 //! Chunkservers: registration, heartbeats, full reports, and the committed death of silent ones.
 
 use super::Shared;
+use super::leader;
 use super::repair;
 use super::rpc::{must_lead, refusal};
 use super::soft::{Beat, clock};
@@ -289,6 +290,9 @@ pub(super) async fn bury(shared: &Shared) -> Result<(), Refusal> {
     for row in rows {
         let server = ServerId(row.id);
         let counts = matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining);
+        if leader::noticed_stall(shared) {
+            return Ok(());
+        }
         let silence = shared.soft().silence(server);
         // BURY: one that never comes back is waited for.
         if counts && silence > shared.limits.server_dead && !bug!(BURY) {

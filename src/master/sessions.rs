@@ -1,6 +1,7 @@
 //! Client sessions: opening, keeping alive, and the committed expiry of silent ones.
 
 use super::Shared;
+use super::leader;
 use super::repair;
 use super::rpc::{must_lead, refusal};
 use super::soft::clock;
@@ -90,6 +91,9 @@ pub(super) async fn expire(shared: &Arc<Shared>) -> Result<(), Refusal> {
         silent.map(|(session, _)| *session).collect()
     };
     for session in silent {
+        if leader::noticed_stall(shared) {
+            return Ok(());
+        }
         // It may have been heard while others were ended.
         if !shared.soft().sessions.get(&session).is_some_and(is_silent) {
             continue;
