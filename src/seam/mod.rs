@@ -14,4 +14,4 @@ pub use clock::{Mono, now, wall_ns};
 pub use disk::{DIRECT_ALIGN, Disk, DiskFile, DiskLock, OpenMode, Space, is_full, is_out_of_files};
 pub use work::{blocking, blocking_here, settle, spawn, spawn_eager};
 #[cfg(feature = "sim")]
-pub use work::{owe, owed};
+pub use work::{on_stall, owe, owed};

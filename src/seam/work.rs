@@ -55,7 +55,7 @@ where
     #[cfg(feature = "sim")]
     {
         let value = work();
-        settle().await;
+        sim::pay(sim::take_owed()).await;
         value
     }
 }
@@ -78,41 +78,71 @@ where
     blocking(work).await
 }
 
-/// After disk calls made inline: waits out what the simulated disk says they took. Nothing in the real
-/// world, where the calls themselves took that long.
+/// After disk calls made inline: waits out what the simulated disk says they took, and tells the simulation that the
+/// thread stood still for so long. Nothing in the real world, where the calls themselves took that long.
 pub async fn settle() {
     #[cfg(feature = "sim")]
     {
         let owed = sim::take_owed();
-        if !owed.is_zero() {
-            tokio::time::sleep(owed).await;
-        }
+        sim::stand_still(owed);
+        sim::pay(owed).await;
     }
 }
 
 #[cfg(feature = "sim")]
-pub use sim::{owe, owed};
+pub use sim::{on_stall, owe, owed};
 
 #[cfg(feature = "sim")]
 mod sim {
-    use std::cell::Cell;
+    use madsim::runtime::Handle;
+    use madsim::task::NodeId;
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+    use std::sync::OnceLock;
     use std::time::Duration;
 
+    type Debts = BTreeMap<Option<NodeId>, Duration>;
+    type Stall = Box<dyn Fn(NodeId, Duration) + Send + Sync>;
+
     thread_local! {
-        static OWED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+        /// What the tasks of each machine owe; `None` is for code that runs outside of a simulation.
+        static OWED: RefCell<Debts> = const { RefCell::new(BTreeMap::new()) };
     }
 
-    /// A simulated disk call took this long; whoever made it pays at its next [`super::settle`].
+    static STALL: OnceLock<Stall> = OnceLock::new();
+
+    fn here() -> Option<NodeId> {
+        Handle::try_current().ok().map(|_| madsim::plugin::node())
+    }
+
+    /// From now on `stall` hears of each time that inline disk calls took, and of the machine. The first one stays.
+    pub fn on_stall(stall: Stall) {
+        _ = STALL.set(stall);
+    }
+
+    /// A simulated disk call took this long; the machine pays when one of its tasks settles next.
     pub fn owe(time: Duration) {
-        OWED.with(|owed| owed.set(owed.get() + time));
+        OWED.with_borrow_mut(|owed| *owed.entry(here()).or_default() += time);
     }
 
-    /// What is owed since the last [`super::settle`].
+    /// What the machine owes since it settled last.
     pub fn owed() -> Duration {
-        OWED.with(Cell::get)
+        OWED.with_borrow(|owed| owed.get(&here()).copied().unwrap_or_default())
     }
 
     pub(super) fn take_owed() -> Duration {
-        OWED.with(|owed| owed.replace(Duration::ZERO))
+        OWED.with_borrow_mut(|owed| owed.remove(&here()).unwrap_or_default())
+    }
+
+    pub(super) fn stand_still(time: Duration) {
+        if let (Some(stall), Some(node)) = (STALL.get(), here()) {
+            stall(node, time);
+        }
+    }
+
+    pub(super) async fn pay(owed: Duration) {
+        if !owed.is_zero() {
+            tokio::time::sleep(owed).await;
+        }
     }
 }

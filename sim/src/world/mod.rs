@@ -8,6 +8,7 @@ pub mod inject;
 mod net;
 mod node;
 pub mod options;
+mod stalls;
 
 pub use frames::Frames;
 pub use node::{NodeContext, NodeSpec, Power, Role, StartFn, here};
@@ -57,6 +58,7 @@ impl World {
         let nodes = Mutex::new(BTreeMap::new());
         let world = Arc::new(World { handle: Handle::current(), frames, rng, nodes, options });
         world.usual_latency();
+        stalls::begin(&world);
         world
     }
 
