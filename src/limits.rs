@@ -121,7 +121,7 @@ pub struct Limits {
     pub append_bytes_max: usize,
     /// Requests that may wait for one chunk disk; more are refused as busy.
     pub store_queue_max: usize,
-    /// Bytes of appends that may wait for one chunk disk.
+    /// Bytes of appends that one chunk disk may have, waiting and under way; more are refused as busy.
     pub store_queue_bytes_max: usize,
     /// Kept free on a chunk disk (at most a twentieth of it), so that deletes work when it is full.
     pub disk_reserve_bytes: u64,
@@ -165,8 +165,8 @@ pub struct Limits {
     pub requests_in_flight_max: usize,
     /// Connections one server accepts.
     pub connections_max: usize,
-    /// Bytes of long requests that a server holds at a time, from their beginning to their answer; further ones
-    /// wait in their sockets.
+    /// Bytes of long requests that a server holds at a time, from their beginning to their answer, or until a disk's
+    /// queue answers for them; further ones wait in their sockets.
     pub receive_bytes_max: usize,
     /// Deadline of connect and handshake.
     pub connect_deadline: Duration,

@@ -81,14 +81,17 @@ fn obey(shared: &Shared, term: u64) -> Result<(), Refusal> {
 async fn append(shared: &Shared, request: Incoming) -> Result<Outgoing, Refusal> {
     let question = request.decode::<calls::Append>()?;
     let id = replica(question.replica.as_ref())?;
-    let (create, sync, bytes) = (question.create, question.sync, request.payload.len());
+    let Incoming { body, payload, memory, .. } = request;
+    // What is decoded is all that is needed of it.
+    drop(body);
+    let bytes = payload.len();
     if bytes > shared.limits.append_bytes_max {
         let what = format!("append of {bytes} bytes, most are {}", shared.limits.append_bytes_max);
         return Err(Refusal::new(RefusalCode::BadRequest, what));
     }
-    let append =
-        Append::checked(id, question.offset, request.payload, question.crcs, question.create)?;
-    let length = shared.append(append, sync, create).await?;
+    let (sync, create) = (question.sync, question.create);
+    let append = Append::checked(id, question.offset, payload, question.crcs, create)?;
+    let length = shared.append(append, (sync, create), &memory).await?;
     add(&shared.counters.appends, 1);
     add(&shared.counters.appended_bytes, bytes);
     let reply = pb::AppendReply { length, incarnation: shared.incarnation.0 };

@@ -15,12 +15,13 @@ mod tests;
 
 pub use link::REFUSED_PAUSE;
 
+use crate::bug;
 use crate::ids::{Incarnation, ServerId, Uuid};
 use crate::limits::Limits;
 use crate::pb;
 use crate::seam::{self, Disk, rng, work::JoinHandle};
 use crate::store::{Append, DiskError, ReplicaId, Store, StoreError, Writer, assemble};
-use crate::wire::{Identity, Pool, Role, Server};
+use crate::wire::{Identity, Memory, Pool, Role, Server};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -322,11 +323,16 @@ impl Shared {
         self.placing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends to the disk that has the replica, or begins it on one with room.
-    async fn append(&self, append: Append, sync: bool, create: bool) -> Result<u64, StoreError> {
+    /// Appends to the disk that has the replica, or begins it on one with room. `memory` was kept for its bytes so far.
+    async fn append(
+        &self,
+        append: Append,
+        (sync, create): (bool, bool),
+        memory: &Memory,
+    ) -> Result<u64, StoreError> {
         let id = append.id();
         if let Some(writer) = self.writer_of(id) {
-            return writer.append(append, sync).await;
+            return append_to(writer, append, sync, memory).await;
         }
         let (disk, first) = {
             let mut placing = self.lock_placing();
@@ -342,7 +348,7 @@ impl Shared {
         };
         // Taken back also if this future is dropped while it waits.
         let _placed = first.then(|| Placed { shared: self, id });
-        self.writers[disk].append(append, sync).await
+        append_to(&self.writers[disk], append, sync, memory).await
     }
 
     /// A disk for a new replica: the more room it has, the likelier. `wanted` bytes should fit, but a disk
@@ -388,6 +394,22 @@ impl Shared {
     fn pending(&self) -> u64 {
         self.writers.iter().map(|writer| writer.pending() as u64).sum()
     }
+}
+
+/// Hands the bytes over to the disk, which may keep as many as its queue has room for. What the server keeps for long
+/// requests is free again for the other disks, however long this one takes.
+async fn append_to(
+    writer: &Arc<Writer>,
+    append: Append,
+    sync: bool,
+    memory: &Memory,
+) -> Result<u64, StoreError> {
+    let admitted = writer.admit(append)?;
+    // HOARD: it is kept until the answer.
+    if !bug!(HOARD) {
+        memory.pass_on();
+    }
+    writer.append(admitted, sync).await
 }
 
 /// The first append of a replica, while it is under way.

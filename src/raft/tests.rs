@@ -323,5 +323,6 @@ fn vote_request(from: &Home, to: &Running) -> Incoming {
         body: request.encode_to_vec().into(),
         payload: bytes::Bytes::new(),
         deadline: seam::now() + Duration::from_secs(1),
+        memory: Default::default(),
     }
 }

@@ -36,7 +36,7 @@ pub use read::Blocks;
 pub use rebuild::Build;
 pub use superblock::{Assembled, Claimed, DiskError, assemble};
 pub use write::Append;
-pub use writer::Writer;
+pub use writer::{Admitted, Writer};
 
 use crate::ids::Uuid;
 

@@ -7,7 +7,7 @@ use crate::seam;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 type Answer = Result<u64, StoreError>;
 
@@ -19,7 +19,7 @@ const REORDER_WAIT: Duration = Duration::from_millis(100);
 const HERE_MAX: usize = 64 << 10;
 
 enum Job {
-    Append(Append, bool),
+    Append(Admitted, bool),
     Sync(ReplicaId, u64),
     Seal(ReplicaId, u64),
     Punch(ReplicaId, Vec<Hole>),
@@ -27,13 +27,12 @@ enum Job {
     Review(ReplicaId),
 }
 
-impl Job {
-    fn bytes(&self) -> usize {
-        match self {
-            Job::Append(append, _) => append.bytes(),
-            _ => 0,
-        }
-    }
+/// An append whose bytes count as this disk's, from here until it has been carried out and answered, also if nobody
+/// waits for that any more.
+#[derive(Clone)]
+pub struct Admitted {
+    append: Append,
+    _room: Arc<OwnedSemaphorePermit>,
 }
 
 struct Pending {
@@ -44,7 +43,6 @@ struct Pending {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Pending>,
-    bytes: usize,
     running: bool,
     closed: bool,
 }
@@ -58,6 +56,8 @@ pub struct Writer {
     batches: watch::Sender<u64>,
     /// For reads that block.
     reads: Arc<Semaphore>,
+    /// Bytes of appends that may still be admitted.
+    room: Arc<Semaphore>,
 }
 
 /// Reads of one disk that may block at once. A disk that hangs keeps so many of the process's threads for blocking
@@ -69,7 +69,8 @@ impl Writer {
     pub fn new(store: Arc<Store>) -> Arc<Writer> {
         let (batches, _) = watch::channel(0);
         let reads = Arc::new(Semaphore::new(READS_AT_ONCE));
-        Arc::new(Writer { store, queue: Mutex::default(), batches, reads })
+        let room = Arc::new(Semaphore::new(store.limits().store_queue_bytes_max));
+        Arc::new(Writer { store, queue: Mutex::default(), batches, reads, room })
     }
 
     /// The store behind it.
@@ -89,13 +90,29 @@ impl Writer {
         .await
     }
 
+    /// Takes the bytes in, unless the disk has too many already. Whoever kept memory for them need not any more: a
+    /// disk that hangs keeps so many bytes, and no more.
+    pub fn admit(&self, append: Append) -> Result<Admitted, StoreError> {
+        let bytes = u32::try_from(append.bytes()).unwrap_or(u32::MAX);
+        match self.room.clone().try_acquire_many_owned(bytes) {
+            Ok(room) => Ok(Admitted { append, _room: Arc::new(room) }),
+            Err(_) => Err(self.full()),
+        }
+    }
+
+    fn full(&self) -> StoreError {
+        crate::mark!("store: queue full");
+        StoreError::Busy(self.store.describe())
+    }
+
     /// [`Store::append`], durable when answered if `sync`; the replica's length. An append that overtook the
     /// one before it waits a moment for that.
-    pub async fn append(self: &Arc<Writer>, append: Append, sync: bool) -> Answer {
+    pub async fn append(self: &Arc<Writer>, admitted: Admitted, sync: bool) -> Answer {
         let deadline = seam::now() + REORDER_WAIT;
         let mut batches = self.batches.subscribe();
+        let append = &admitted.append;
         loop {
-            let answer = self.submit(Job::Append(append.clone(), sync)).await;
+            let answer = self.submit(Job::Append(admitted.clone(), sync)).await;
             let early = match &answer {
                 Err(StoreError::WrongOffset { offset, length, sealed, .. }) => {
                     !sealed && offset > length
@@ -176,13 +193,10 @@ impl Writer {
             if queue.closed {
                 return Err(StoreError::Closed);
             }
-            let (jobs, bytes) = (queue.waiting.len() + 1, queue.bytes + job.bytes());
-            let full = jobs > limits.store_queue_max || bytes > limits.store_queue_bytes_max;
+            let full = queue.waiting.len() >= limits.store_queue_max;
             if full || crate::fault!("store: queue full") {
-                crate::mark!("store: queue full");
-                return Err(StoreError::Busy(self.store.describe()));
+                return Err(self.full());
             }
-            queue.bytes = bytes;
             queue.waiting.push_back(Pending { job, answer });
             !std::mem::replace(&mut queue.running, true)
         };
@@ -224,7 +238,6 @@ impl Writer {
             false => VecDeque::new(),
         };
         let batch = std::mem::replace(&mut queue.waiting, rest);
-        queue.bytes = queue.waiting.iter().map(|pending| pending.job.bytes()).sum();
         queue.running = !batch.is_empty();
         queue.running.then_some(batch)
     }
@@ -233,7 +246,7 @@ impl Writer {
 /// Whether it is one small synced append. Everything else takes longer or is waited for by nobody, and whoever
 /// reads requests should not do many of them one after another.
 fn is_quick(batch: &VecDeque<Pending>) -> bool {
-    let small = |job: &Job| matches!(job, Job::Append(append, true) if append.bytes() <= HERE_MAX);
+    let small = |job: &Job| matches!(job, Job::Append(job, true) if job.append.bytes() <= HERE_MAX);
     batch.len() == 1 && batch.iter().all(|pending| small(&pending.job))
 }
 
@@ -244,7 +257,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
     let mut results: Vec<Answer> = Vec::with_capacity(jobs.len());
     for job in &jobs {
         results.push(match job {
-            Job::Append(append, sync) => {
+            Job::Append(Admitted { append, .. }, sync) => {
                 let appended = store.append(append);
                 if *sync && appended.is_ok() {
                     to_sync.insert(append.id());
@@ -268,7 +281,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
     let deleted = if to_delete.is_empty() { Ok(()) } else { store.delete(&to_delete) };
     for (job, result) in jobs.iter().zip(&mut results) {
         let new = match (job, &*result) {
-            (Job::Append(append, true), Ok(_)) => synced[&append.id()].clone(),
+            (Job::Append(job, true), Ok(_)) => synced[&job.append.id()].clone(),
             (Job::Sync(id, up_to), _) => synced[id].clone().and_then(|length| {
                 let short = StoreError::NotDurable { id: *id, length, wanted: *up_to };
                 if length < *up_to { Err(short) } else { Ok(length) }

@@ -11,6 +11,7 @@ mod error;
 pub mod frame;
 mod hello;
 pub mod hook;
+mod memory;
 mod out;
 mod pool;
 mod serve;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use calls::Call;
 pub use error::{CallError, Refusal, RefusalCode};
+pub use memory::Memory;
 pub use pool::Pool;
 pub use server::{Handler, Server};
 
@@ -75,6 +77,8 @@ pub struct Incoming {
     pub payload: Bytes,
     /// When the caller gives up.
     pub deadline: Mono,
+    /// Its share of the memory for long requests.
+    pub memory: Memory,
 }
 
 impl Incoming {

@@ -5,7 +5,7 @@ use super::frame::{self, Decoder, Frame, FrameLimits, Head, Kind};
 use super::hook::{self, FrameInfo, Verdict};
 use super::out::{OutFrame, OutQueue};
 use super::server::{Answer, Shared};
-use super::{Identity, Incoming, Outgoing, Peer, Refusal, RefusalCode, calls};
+use super::{Identity, Incoming, Memory, Outgoing, Peer, Refusal, RefusalCode, calls};
 use crate::seam::{self, Mono};
 use futures_util::stream::{FuturesUnordered, Stream};
 use std::collections::BTreeMap;
@@ -35,12 +35,10 @@ enum Done {
     /// A frame that the simulation held back.
     Send(OutFrame),
     /// A request that the simulation held back.
-    Arrived(Frame, Option<Memory>),
+    Arrived(Frame, Memory),
 }
 
 type Pending = Pin<Box<dyn Future<Output = Done> + Send>>;
-/// A long request's share of the server's memory; it goes with the request until that is answered.
-type Memory = OwnedSemaphorePermit;
 
 struct Call {
     wanted: bool,
@@ -69,9 +67,9 @@ enum Receiving {
     /// None is.
     Nothing,
     /// It waits, in the socket, until others have arrived.
-    Waiting(Pin<Box<dyn Future<Output = Memory> + Send>>),
+    Waiting(Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>),
     /// It is being read.
-    Granted(Memory),
+    Granted(OwnedSemaphorePermit),
 }
 
 impl Serving {
@@ -184,12 +182,12 @@ impl Serving {
             }));
         }
         if let Receiving::Waiting(turn) = &mut self.receiving {
-            let Poll::Ready(memory) = turn.as_mut().poll(cx) else {
+            let Poll::Ready(share) = turn.as_mut().poll(cx) else {
                 crate::mark!("long request waits for memory");
                 return false;
             };
             self.received_at = seam::now();
-            self.receiving = Receiving::Granted(memory);
+            self.receiving = Receiving::Granted(share);
             self.decoder.grant();
         }
         true
@@ -277,8 +275,8 @@ impl Serving {
             };
             progress = true;
             let memory = match std::mem::replace(&mut self.receiving, Receiving::Nothing) {
-                Receiving::Granted(memory) => Some(memory),
-                Receiving::Nothing | Receiving::Waiting(_) => None,
+                Receiving::Granted(share) => Memory::of(share),
+                Receiving::Nothing | Receiving::Waiting(_) => Memory::default(),
             };
             match frame.kind {
                 Kind::Request => self.arrived(frame, memory, cx)?,
@@ -299,14 +297,14 @@ impl Serving {
     fn arrived(
         &mut self,
         frame: Frame,
-        memory: Option<Memory>,
+        memory: Memory,
         cx: &mut Context<'_>,
     ) -> Result<(), String> {
         match hook::on_recv(&self.info(&frame)) {
             Verdict::Deliver => self.start(frame, memory, cx),
             Verdict::Drop => Ok(()),
             Verdict::Duplicate => {
-                self.start(frame.clone(), None, cx)?;
+                self.start(frame.clone(), Memory::default(), cx)?;
                 self.start(frame, memory, cx)
             }
             Verdict::Delay(time) => {
@@ -336,12 +334,7 @@ impl Serving {
     }
 
     /// Starts the handler and polls it once.
-    fn start(
-        &mut self,
-        frame: Frame,
-        memory: Option<Memory>,
-        cx: &mut Context<'_>,
-    ) -> Result<(), String> {
+    fn start(&mut self, frame: Frame, memory: Memory, cx: &mut Context<'_>) -> Result<(), String> {
         let (id, method) = (frame.id, frame.method);
         if id == 0 {
             return Err("request without an id".into());
@@ -356,6 +349,7 @@ impl Serving {
             body: frame.body,
             payload: frame.payload,
             deadline: seam::now() + remaining,
+            memory: memory.clone(),
         };
         let mut answer = self.shared.handler.clone().handle(self.peer.clone(), request);
         if polls == Some(0) {

@@ -18,6 +18,7 @@ mod failover;
 mod frame_chaos;
 mod given_up;
 mod half_changed;
+mod hung_disk;
 mod journal;
 mod late_session;
 mod lost_in_a_row;
@@ -74,6 +75,7 @@ pub const ALL: &[Scenario] = &[
     rot_while_away::SCENARIO,
     servers_fail::SCENARIO,
     servers_full::SCENARIO,
+    hung_disk::SCENARIO,
     tables_model::SCENARIO,
     wal_model::SCENARIO,
     wal_model::FAULTS,

@@ -209,6 +209,27 @@ async fn long_requests_hold_their_memory_until_they_are_answered() {
     asked.unwrap();
 }
 
+/// A handler that gives the bytes to somebody with a bound of his own frees their memory, however long it takes.
+#[tokio::test]
+async fn memory_that_is_passed_on_is_free_for_others() {
+    let most = FrameLimits::REQUESTS;
+    let mut few = Limits::production();
+    few.receive_bytes_max = most.body + most.payload;
+    let (_server, address, echo) = serve_with(Arc::new(few)).await;
+    let (one, other, payload) = (pool(), pool(), Bytes::from(vec![3; most.payload]));
+    let request = pb::StatRequest::default();
+    let stuck = one.call::<calls::Stat>(&address, &request, vec![payload.clone()], ms(5000));
+    let request = pb::AppendRequest { crcs: vec![crc32c(&payload)], ..Default::default() };
+    let (stuck, ()) = tokio::join!(stuck, async {
+        while echo.begun.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(ms(10)).await;
+        }
+        let call = other.call::<calls::Append>(&address, &request, vec![payload], ms(2000));
+        assert!(call.await.is_ok());
+    });
+    assert_eq!(stuck.unwrap_err(), CallError::Deadline);
+}
+
 #[tokio::test]
 async fn requests_that_are_not_served_are_refused() {
     let (_server, address, _) = serve().await;

@@ -114,7 +114,10 @@ async fn echo(peer: &Peer, request: Incoming) -> Result<Outgoing, Refusal> {
             let reply = pb::ReadReply { crcs: vec![], offset: 0, length: len as u64 };
             Ok(Outgoing::new::<calls::Read>(&reply).with_payload(pieces.collect()))
         }
-        calls::Stat::METHOD => std::future::pending().await,
+        calls::Stat::METHOD => {
+            request.memory.pass_on();
+            std::future::pending().await
+        }
         method => Err(Refusal::not_served(method)),
     }
 }
