@@ -297,6 +297,11 @@ impl Decoder {
             .map_or(0, |partial| partial.header.body_len + partial.header.payload_len)
     }
 
+    /// What the caller of the unfinished frame gives its call, milliseconds; 0 where [`Decoder::unfinished`] is 0.
+    pub fn deadline_ms(&self) -> u32 {
+        self.partial.as_ref().map_or(0, |partial| partial.header.deadline_ms)
+    }
+
     /// The caller has set the memory aside that the unfinished frame claims: it need not grow in steps, which
     /// copy what has come and take twice the room.
     pub fn grant(&mut self) {

@@ -68,8 +68,8 @@ enum Receiving {
     Nothing,
     /// It waits, in the socket, until others have arrived.
     Waiting(Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>),
-    /// It is being read.
-    Granted(OwnedSemaphorePermit),
+    /// It is being read, and should be whole by then.
+    Granted { share: OwnedSemaphorePermit, until: Mono },
 }
 
 impl Serving {
@@ -187,10 +187,19 @@ impl Serving {
                 return false;
             };
             self.received_at = seam::now();
-            self.receiving = Receiving::Granted(share);
+            let until = self.received_at + self.patience();
+            self.receiving = Receiving::Granted { share, until };
             self.decoder.grant();
         }
         true
+    }
+
+    /// How long the long request that is arriving may take from here on: as long as its caller waits for the answer,
+    /// but no shorter than a pause in it may be, and no longer than a peer may take for its own answers.
+    fn patience(&self) -> Duration {
+        let limits = &self.shared.limits;
+        let asked = Duration::from_millis(self.decoder.deadline_ms().into());
+        asked.max(limits.silence_max).min(limits.write_stall_max)
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, String> {
@@ -253,8 +262,15 @@ impl Serving {
             crate::mark!("peer that does not read cut off");
             return Err("the peer takes no answers".into());
         }
+        let overdue = |until: Mono| self.stopping_at.is_none() && now >= until;
+        if matches!(self.receiving, Receiving::Granted { until, .. } if overdue(until)) {
+            // Also if it is this side that does not read on, because the peer takes no answers: others wait for
+            // the memory, and nobody for this request any more.
+            crate::mark!("request that takes too long to arrive cut off");
+            return Err("a long request took too long to arrive".into());
+        }
         let silent = now.since(self.received_at);
-        let reading = matches!(self.receiving, Receiving::Granted(_)) && self.has_room();
+        let reading = matches!(self.receiving, Receiving::Granted { .. }) && self.has_room();
         if reading && silent > limits.silence_max {
             crate::mark!("peer that stops in the middle of a request cut off");
             return Err("the peer stopped in the middle of a long request".into());
@@ -275,7 +291,7 @@ impl Serving {
             };
             progress = true;
             let memory = match std::mem::replace(&mut self.receiving, Receiving::Nothing) {
-                Receiving::Granted(share) => Memory::of(share),
+                Receiving::Granted { share, .. } => Memory::of(share),
                 Receiving::Nothing | Receiving::Waiting(_) => Memory::default(),
             };
             match frame.kind {

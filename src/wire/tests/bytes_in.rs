@@ -186,6 +186,37 @@ async fn long_requests_are_received_in_turn() {
     assert_eq!(server.connections(), 2);
 }
 
+/// A peer of whose long request a byte arrives now and then is not silent, and yet holds the memory only for as long
+/// as its caller would wait for the answer.
+#[tokio::test]
+async fn who_trickles_a_long_request_is_cut_off() {
+    let most = FrameLimits::REQUESTS;
+    let mut few = Limits::production();
+    (few.receive_bytes_max, few.silence_max) = (most.body + most.payload, ms(500));
+    let (_server, address, _) = serve_with(Arc::new(few)).await;
+    let mut raw = Raw::greeted(&address).await;
+    // It says that it waits for 1 s.
+    let (body, payload) = (most.body as u32, most.payload as u32);
+    raw.send(&lying(Kind::Request, calls::Append::METHOD, body, payload)).await.unwrap();
+    let began = seam::now();
+    let trickle = async {
+        while raw.send(&[7]).await.is_ok() && seam::now().since(began) < ms(6000) {
+            tokio::time::sleep(ms(100)).await;
+        }
+    };
+    let payload = Bytes::from(vec![3; most.payload]);
+    let request = pb::AppendRequest { crcs: vec![crc32c(&payload)], ..Default::default() };
+    let (pool, pieces) = (pool(), vec![payload]);
+    let honest = async {
+        tokio::time::sleep(ms(200)).await;
+        let answer = pool.call::<calls::Append>(&address, &request, pieces, LONG).await;
+        (answer.is_ok(), seam::now().since(began))
+    };
+    let (_, (answered, took)) = tokio::join!(trickle, honest);
+    assert!(answered && took >= ms(1000) && took < ms(4000), "{answered} after {took:?}");
+    assert!(raw.closes().await);
+}
+
 /// What a handler still holds counts too: with memory for one long request there is one at a time, answers
 /// included, while short ones pass.
 #[tokio::test]
