@@ -6,6 +6,7 @@ use super::hook::{self, FrameInfo, Verdict};
 use super::out::{OutFrame, OutQueue};
 use super::server::{Answer, Shared};
 use super::{Identity, Incoming, Memory, Outgoing, Peer, Refusal, RefusalCode, calls};
+use crate::bug;
 use crate::seam::{self, Mono};
 use futures_util::stream::{FuturesUnordered, Stream};
 use std::collections::BTreeMap;
@@ -152,6 +153,7 @@ impl Serving {
         }
         while tick.as_mut().poll(cx).is_ready() {
             self.tick()?;
+            self.write(cx)?;
             tick.set(tokio::time::sleep(TICK));
         }
         Ok(())
@@ -251,13 +253,27 @@ impl Serving {
 
     fn tick(&mut self) -> Result<(), String> {
         let now = seam::now();
-        let limits = &self.shared.limits;
         if let Some(at) = self.stopping_at
-            && now.since(at) >= limits.drain_max
+            && now.since(at) >= self.shared.limits.drain_max
         {
             crate::mark!("handlers dropped at stop");
             return Err("the server stops".into());
         }
+        self.judge(now)?;
+        let waiting = matches!(self.receiving, Receiving::Waiting(_)) || !self.has_room();
+        // UNHEARD: whoever is held back hears nothing, and takes this side for dead.
+        if waiting && self.stopping_at.is_none() && self.out.is_empty() && !bug!(UNHEARD) {
+            // Its pings are in the socket behind what is not read yet.
+            crate::mark!("sign of life for a peer that is held back");
+            self.written_at = now;
+            self.sign_of_life(0)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the peer still does its part.
+    fn judge(&self, now: Mono) -> Result<(), String> {
+        let limits = &self.shared.limits;
         if !self.out.is_empty() && now.since(self.written_at) > limits.write_stall_max {
             crate::mark!("peer that does not read cut off");
             return Err("the peer takes no answers".into());
@@ -471,28 +487,39 @@ impl Serving {
         Ok(())
     }
 
+    /// Answers a ping.
     fn pong(&mut self, id: u64) -> Result<(), String> {
-        let info = |is_request, from, to| FrameInfo {
-            kind: if is_request { Kind::Ping } else { Kind::Pong },
-            method: 0,
-            is_request,
-            request_id: id,
-            from,
-            to: Some(to),
-            remote: &self.peer.address,
-            refusal: None,
-            body: &[],
-            payload: &[],
-        };
-        if hook::on_recv(&info(true, self.peer.identity, self.me)) == Verdict::Drop {
+        if hook::on_recv(&self.beat(Kind::Ping, id)) == Verdict::Drop {
             return Ok(());
         }
-        let verdict = match hook::on_send(&info(false, self.me, self.peer.identity)) {
+        self.sign_of_life(id)
+    }
+
+    fn sign_of_life(&mut self, id: u64) -> Result<(), String> {
+        let verdict = match hook::on_send(&self.beat(Kind::Pong, id)) {
             Verdict::Duplicate | Verdict::Delay(_) => Verdict::Deliver,
             verdict => verdict,
         };
         let head = frame::encode(Head::bare(Kind::Pong, id), &[]);
         self.send(verdict, OutFrame { id: 0, head, payload: Vec::new() })
+    }
+
+    /// A ping that came or a pong that leaves.
+    fn beat(&self, kind: Kind, id: u64) -> FrameInfo<'_> {
+        let is_request = kind == Kind::Ping;
+        let (me, peer) = (self.me, self.peer.identity);
+        FrameInfo {
+            kind,
+            method: 0,
+            is_request,
+            request_id: id,
+            from: if is_request { peer } else { me },
+            to: Some(if is_request { me } else { peer }),
+            remote: &self.peer.address,
+            refusal: None,
+            body: &[],
+            payload: &[],
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! One of a chunkserver's three disks hangs under appends, more of them than the server has memory for.
+//! One of a chunkserver's three disks hangs under appends, more of them than the server has memory or room for.
 //!
-//! Checked: appends to its other disks meet their deadline (O7). Not checked: what is written (`store_model`,
-//! `cluster_chaos`).
+//! Checked: appends to its other disks meet their deadline, and a connection all of whose calls hang is not given up:
+//! they end at their own deadline (O7). Not checked: what is written (`store_model`, `cluster_chaos`).
 
 use crate::cluster::{CLUSTER, chunkserver_ip, client_ip};
 use crate::disk::SimDisk;
@@ -26,10 +26,14 @@ use tokio::sync::mpsc;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "hung_disk",
-    about: "one of a chunkserver's disks hangs under appends: the others go on",
+    about: "one of a chunkserver's disks hangs under appends: the others go on, connections live",
     seeds: 4,
     limit: Duration::from_secs(300),
-    must_count: &["appends refused by a full queue", "appends beside a disk that hangs"],
+    must_count: &[
+        "appends that hang",
+        "appends refused by a full queue",
+        "appends beside a disk that hangs",
+    ],
     run: |seed| Box::pin(run(seed)),
 };
 
@@ -40,6 +44,10 @@ const DISK_BYTES: u64 = 256 << 20;
 const REPLICAS: u64 = 24;
 /// A call on the disk that hangs takes up to this long.
 const HANGS_MS: u64 = 600_000;
+/// Short appends at once on one connection: more than a server carries out of one.
+const HELD_BACK: usize = 80;
+/// Within which those are to be answered; longer than a silent peer is borne.
+const HELD_BACK_DEADLINE: Duration = Duration::from_secs(6);
 /// Appends of the greatest length for the disk that hangs: more than its queue takes.
 const LONG: usize = 20;
 const LONG_BYTES: usize = 4 << 20;
@@ -101,11 +109,13 @@ async fn program(context: &NodeContext, rng: &mut Rng) {
         hangs.paths().iter().any(|path| path.contains(&name))
     };
     let (there, elsewhere): (Vec<u64>, Vec<u64>) = (1..=REPLICAS).partition(is_there);
-    if plan::strikes(FaultClass::SlowDisk) {
+    let hung = plan::strikes(FaultClass::SlowDisk);
+    if hung {
         hangs.set_faults(|faults| {
             (faults.slow, faults.slow_ms_max) = (Ratio::one_in(1), HANGS_MS);
         });
     }
+    held_back(&connect(context, &limits), *rng.pick(&there), hung).await;
     let (long, beside) = (connect(context, &limits), connect(context, &limits));
     let pause = Duration::from_millis(rng.range(1, 100));
     let deadline = limits.chunk_write_deadline;
@@ -152,6 +162,23 @@ async fn place(pool: &Arc<Pool>) {
                 Err(error) if attempt == 100 => violation("O7", format!("on a calm day: {error}")),
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
+        }
+    }
+}
+
+/// So many short appends on one connection that the server reads no more of it.
+async fn held_back(pool: &Arc<Pool>, chunk: u64, hung: bool) {
+    let calls = (0..HELD_BACK).map(|_| {
+        let pool = pool.clone();
+        tokio::spawn(
+            async move { append(&pool, (chunk, 1), BLOCK_BYTES, HELD_BACK_DEADLINE).await },
+        )
+    });
+    for call in calls.collect::<Vec<_>>() {
+        match call.await.expect("not cancelled") {
+            Err(CallError::Deadline) if hung => stats::count("appends that hang"),
+            Ok(()) if !hung => {}
+            other => violation("O7", format!("an append among {HELD_BACK} ends in {other:?}")),
         }
     }
 }

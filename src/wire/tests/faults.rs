@@ -75,6 +75,43 @@ async fn pings_keep_a_slow_call_alive() {
     );
 }
 
+/// Its pings wait behind what the server does not read yet: for memory, or because handlers enough are under way.
+#[tokio::test]
+async fn who_is_held_back_does_not_take_the_server_for_dead() {
+    let most = FrameLimits::REQUESTS;
+    let mut few = Limits::production();
+    (few.receive_bytes_max, few.requests_in_flight_max) = (most.body + most.payload, 8);
+    let (_server, address, echo) = serve_with(Arc::new(few)).await;
+    let time = limits().silence_max + ms(1500);
+    let payload = Bytes::from(vec![3; most.payload]);
+    let long = |session: u64| {
+        let (pool, address, payload) = (pool(), address.clone(), vec![payload.clone()]);
+        async move {
+            let request = pb::KeepaliveRequest { session };
+            pool.call::<calls::Keepalive>(&address, &request, payload, LONG).await.map(|_| ())
+        }
+    };
+    let (first, second) = tokio::join!(long(time.as_millis() as u64), async {
+        while echo.begun.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(ms(10)).await;
+        }
+        long(0).await
+    });
+    assert_eq!((first, second), (Ok(()), Ok(())));
+
+    let pool = pool();
+    let many: Vec<_> = (0..12)
+        .map(|_| {
+            let (pool, address) = (pool.clone(), address.clone());
+            let time = time.as_millis() as u64;
+            seam::spawn(async move { keepalive(&pool, &address, time, LONG).await })
+        })
+        .collect();
+    for call in many {
+        assert_eq!(call.await.unwrap(), Ok(time.as_millis() as u64));
+    }
+}
+
 #[tokio::test]
 async fn who_accepts_without_a_hello_is_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
