@@ -207,8 +207,7 @@ async fn stat(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal> 
         {
             // What they find shows in the status.
             let _ = writer.review(id).await;
-            let store = writer.store().clone();
-            let _ = seam::blocking(move || store.verify(id)).await;
+            let _ = writer.verify(id).await;
         }
         let status = shared.writer_of(id).and_then(|writer| writer.store().status(id));
         states.push(status.map_or_else(|| absent(*raw), state));

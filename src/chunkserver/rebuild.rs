@@ -135,8 +135,7 @@ impl Rebuild<'_> {
         if !status.is_some_and(|s| s.sealed && s.length == length && !s.corrupt) {
             return false;
         }
-        let store = writer.store().clone();
-        seam::blocking(move || store.verify(id)).await.is_ok_and(|bad| bad.is_empty())
+        writer.verify(id).await.is_ok_and(|bad| bad.is_empty())
     }
 
     async fn run(&mut self) -> Result<u64, Refusal> {

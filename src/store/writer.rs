@@ -60,8 +60,8 @@ pub struct Writer {
     room: Arc<Semaphore>,
 }
 
-/// Reads of one disk that may block at once. A disk that hangs keeps so many of the process's threads for blocking
-/// work, and leaves the others to the other disks.
+/// Reads and checks of one disk that may block at once. A disk that hangs keeps so many of the process's threads for
+/// blocking work, and leaves the others to the other disks.
 const READS_AT_ONCE: usize = 32;
 
 impl Writer {
@@ -78,16 +78,9 @@ impl Writer {
         &self.store
     }
 
-    /// [`Store::read`] off the runtime's threads, when it is its turn.
+    /// [`Store::read`], with a bounded number of others.
     pub async fn read(&self, id: ReplicaId, offset: u64, len: u64) -> Result<Blocks, StoreError> {
-        let turn = self.reads.clone().acquire_owned().await;
-        let store = self.store.clone();
-        // The turn ends with the work, also when nobody waits for that any more.
-        seam::blocking(move || {
-            let _turn = turn;
-            store.read(id, offset, len)
-        })
-        .await
+        self.in_turn(move |store| store.read(id, offset, len)).await
     }
 
     /// Takes the bytes in, unless the disk has too many already. Whoever kept memory for them need not any more: a
@@ -103,6 +96,26 @@ impl Writer {
     fn full(&self) -> StoreError {
         crate::mark!("store: queue full");
         StoreError::Busy(self.store.describe())
+    }
+
+    /// [`Store::verify`], a read like any other.
+    pub async fn verify(&self, id: ReplicaId) -> Result<Vec<u32>, StoreError> {
+        self.in_turn(move |store| store.verify(id)).await
+    }
+
+    /// Work that may block, off the runtime's threads, when it is its turn.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> T {
+        let turn = self.reads.clone().acquire_owned().await;
+        let store = self.store.clone();
+        // The turn ends with the work, also when nobody waits for that any more.
+        seam::blocking(move || {
+            let _turn = turn;
+            work(&store)
+        })
+        .await
     }
 
     /// [`Store::append`], durable when answered if `sync`; the replica's length. An append that overtook the

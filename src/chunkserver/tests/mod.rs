@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the tests make and remove directories")]
 
 mod data;
+mod hanging;
 mod masters;
 mod rebuilding;
 mod speed;
