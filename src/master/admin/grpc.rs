@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Sleep;
 use tonic::transport::server::{Connected, Server, TcpConnectInfo};
 
 /// Connections at once; more are closed.
@@ -25,6 +26,12 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// A connection that does not answer a ping sent after this long, for as long, is closed.
 const PING: Duration = Duration::from_secs(20);
+
+/// What a connection must have sent within [`PREFACE_DEADLINE`], bytes: HTTP/2's preface. Before it nothing is asked
+/// whether it lives.
+const PREFACE_BYTES: usize = 24;
+/// See [`PREFACE_BYTES`].
+const PREFACE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A listening gRPC service.
 pub struct AdminServer {
@@ -85,7 +92,7 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded>> {
                 Ok((io, from)) => match room.clone().try_acquire_owned() {
                     Ok(permit) => {
                         let _ = io.set_nodelay(true);
-                        return Some((Ok(Bounded { io, _permit: permit }), (listener, room)));
+                        return Some((Ok(Bounded::new(io, permit)), (listener, room)));
                     }
                     Err(_) => tracing::warn!(%from, "too many gRPC connections: closed"),
                 },
@@ -98,10 +105,19 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = io::Result<Bounded>> {
     })
 }
 
-/// A connection that holds its place among all.
+/// A connection that holds its place among all, once it has said something.
 struct Bounded {
     io: TcpStream,
+    /// Bytes of the preface that have not come, and until when they may; `None` afterwards.
+    preface: Option<(usize, Pin<Box<Sleep>>)>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Bounded {
+    fn new(io: TcpStream, permit: OwnedSemaphorePermit) -> Bounded {
+        let deadline = Box::pin(tokio::time::sleep(PREFACE_DEADLINE));
+        Bounded { io, preface: Some((PREFACE_BYTES, deadline)), _permit: permit }
+    }
 }
 
 impl Connected for Bounded {
@@ -118,7 +134,21 @@ impl AsyncRead for Bounded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let came = buf.filled().len() - before;
+        match &mut self.preface {
+            Some((left, _)) if came < *left => *left -= came,
+            _ => self.preface = None,
+        }
+        if let Some((_, deadline)) = &mut self.preface
+            && read.is_pending()
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            crate::mark!("gRPC connection that says nothing closed");
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 

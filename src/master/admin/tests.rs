@@ -211,3 +211,30 @@ async fn masters_join_are_asked_and_leave() {
     first.grpc.stop().await;
     first.master.stop().await;
 }
+
+/// Or a few of them, left behind by whoever looks for open ports, would keep everybody else out.
+#[tokio::test]
+async fn connections_that_say_nothing_are_closed() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = Dir::new("silent");
+    let mut node = founder(&dir).await;
+    let address = node.grpc.local_addr();
+    let mut silent = Vec::new();
+    for said in [&b""[..], &b"PRI * HTTP"[..]] {
+        let mut io = tokio::net::TcpStream::connect(address).await.unwrap();
+        io.write_all(said).await.unwrap();
+        silent.push(io);
+    }
+    let began = seam::now();
+    for mut io in silent {
+        let mut heard = Vec::new();
+        let closed = io.read_to_end(&mut heard);
+        let closed = tokio::time::timeout(Duration::from_secs(9), closed).await;
+        assert!(closed.is_ok(), "open after {:?}", seam::now().since(began));
+    }
+    assert!(seam::now().since(began) >= Duration::from_secs(4), "not without a chance");
+    // One that has said something may be silent for longer.
+    status(&mut node).await;
+    node.grpc.stop().await;
+    node.master.stop().await;
+}
