@@ -13,6 +13,9 @@ use tokio::sync::Notify;
 
 use super::plan::ShardPayload;
 
+/// First pause before a server that was busy is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// One shard's home.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -288,8 +291,9 @@ async fn append_one(
     call_again::<calls::Append>(pool, &home.address, &request, payload, deadline).await
 }
 
-/// Calls, and once more if the connection was lost or the server busy: an append or sync that was executed
-/// already is answered as done.
+/// Calls, and once more if the connection was lost, or as often as there is time for if the server is busy: an append
+/// or sync that was executed already is answered as done. The pauses grow, because a disk that hangs stays busy, and
+/// each time the payload goes over the network for nothing.
 async fn call_again<C: Call>(
     pool: &Arc<Pool>,
     address: &str,
@@ -298,18 +302,19 @@ async fn call_again<C: Call>(
     deadline: Duration,
 ) -> Result<C::Reply, CallError> {
     let until = crate::seam::now() + deadline;
-    let mut lost = false;
+    let (mut lost, mut pause) = (false, BUSY_PAUSE);
     loop {
         let left = crate::seam::now().until(until);
         match pool.call::<C>(address, request, payload.to_vec(), left).await {
             Ok((reply, _)) => return Ok(reply),
             Err(CallError::Refused(refusal)) if refusal.code == RefusalCode::Busy => {
                 crate::mark!("chunkserver was busy");
-                let pause = Duration::from_millis(20);
-                if crate::seam::now().until(until) < pause * 2 {
+                let left = crate::seam::now().until(until);
+                if left < BUSY_PAUSE * 2 {
                     return Err(CallError::Refused(refusal));
                 }
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(pause.min(left / 2)).await;
+                pause *= 2;
             }
             Err(CallError::Lost(_) | CallError::NotSent(_)) if !lost => {
                 crate::mark!("chunkserver called again");
