@@ -26,6 +26,8 @@ mod read;
 mod rebuild;
 mod replica;
 mod superblock;
+#[cfg(all(test, not(feature = "sim")))]
+mod threads;
 mod write;
 mod writer;
 
