@@ -176,6 +176,7 @@ impl Client {
             operations,
             batches,
             sessions,
+            sessions_lost: self.session.lost(),
             queries: self.queries.sent(),
             appends: count(&self.writers.counts.appends),
             syncs: count(&self.writers.counts.syncs),

@@ -163,6 +163,12 @@ impl Session {
         (state.done, state.batches, state.current.generation)
     }
 
+    /// Sessions that were over before the client was.
+    pub fn lost(&self) -> u64 {
+        let state = self.state();
+        state.current.generation - 1 + u64::from(state.ended)
+    }
+
     /// Executes one operation, in order after all that were submitted before; its errno is the error.
     pub async fn run(self: &Arc<Session>, op: op::Op) -> Result<pb::OpResult, Errno> {
         let result = self.execute(op).await?;

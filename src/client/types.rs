@@ -155,6 +155,8 @@ pub struct Stats {
     pub lost_bytes: u64,
     /// Sessions opened, the first included.
     pub sessions: u64,
+    /// Sessions that were over before the mount was.
+    pub sessions_lost: u64,
     /// Inodes in the cache now.
     pub inodes_cached: u64,
 }

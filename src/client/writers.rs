@@ -248,7 +248,12 @@ impl Writers {
             }
             Err(failed) => {
                 self.lost(chunk, &failed.bad);
-                self.put_back(key, taken);
+                // MOODY: a chunk that fails is the writer's error, though another one would do.
+                if crate::bug!(MOODY) {
+                    taken.iter().for_each(|part| part.job.fail(Errno::EIO));
+                } else {
+                    self.put_back(key, taken);
+                }
                 false
             }
         }

@@ -236,9 +236,9 @@ impl Ledger {
         }
     }
 
-    /// Whether the name's creation was answered and its removal not asked for.
-    pub fn exists(&self, name: &str) -> bool {
-        self.with(name, |file| file.exists == Exists::Yes)
+    /// Whether the name's removal was asked for.
+    pub fn may_be_gone(&self, name: &str) -> bool {
+        self.with(name, |file| file.removing)
     }
 }
 

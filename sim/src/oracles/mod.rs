@@ -7,7 +7,7 @@
 //! | O4 | one state hash per applied index, on all masters and through restarts | `state_hash` |
 //! | O5 | the invariants of Raft | `raft` |
 //! | O6 | every chunk has its shards, valid and equal | `chunks` |
-//! | O7 | soon after healing everything works again | `liveness` |
+//! | O7 | soon after healing everything works again; errors have causes | `liveness`, `errors` |
 //! | O11 | a failed write-back is told once to each description | `reporting` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
 //! | O13 | what a frame promises is durable when it leaves | `persist`, `persist_chunks` |
@@ -15,6 +15,7 @@
 //! `log` puts those of the log together.
 
 pub mod chunks;
+pub mod errors;
 pub mod ledger;
 pub mod linear;
 pub mod liveness;

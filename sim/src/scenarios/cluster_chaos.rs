@@ -4,15 +4,17 @@
 //! that died comes back as another one and checks what it left.
 //!
 //! Checked: O2 and O3 (blocks and names), O4, O5, O12, O13 (log, votes, chunks), the namespace's invariants
-//! (O10), and after healing O7: a leader, every client served, convergence to full redundancy, while a new mount
-//! reads everything; then all clients work again, everything converges again and is read again. Not checked: names
-//! shared by two writers; times.
+//! (O10), that errors have causes (O7), and after healing O7: a leader, every client served, convergence to full
+//! redundancy, while a new mount reads everything; then all clients work again, without an error and each with a file
+//! that it writes, syncs and reads from the servers, everything converges again and is read again. Not checked:
+//! names shared by two writers; times.
 
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
-use crate::oracles::ledger::{BLOCK, Exists, Floors, Ledger, Look};
+use crate::oracles::errors::{About, Failed, Since};
+use crate::oracles::ledger::{BLOCK, Floors, Ledger, Look};
 use crate::oracles::liveness::{CLIENTS, LEADER, Liveness, within};
 use crate::oracles::log::Log;
 use crate::oracles::persist_chunks::PersistChunks;
@@ -27,7 +29,7 @@ use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use mooseng::limits::CELL_BYTES;
 use mooseng::namespace;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -170,13 +172,15 @@ async fn recovers(world: &World, cluster: &Cluster, healed: u64) {
     cluster.converge_since(world, since).await;
 }
 
-/// All clients work on for a while.
+/// All clients work on for a while, and none has an error.
 async fn again(world: &World, program: &Program, clients: &[String]) {
     let began = trace::now_ns();
+    program.whole_ns.store(began, Ordering::Relaxed);
     program.calm.store(false, Ordering::Relaxed);
     let ms = world.rng("works on").range(200, 1_000);
     tokio::time::sleep(Duration::from_millis(ms)).await;
     program.liveness.all_served(clients, began).await;
+    program.proofs.all_served(clients, began).await;
     program.calm.store(true, Ordering::Relaxed);
 }
 
@@ -185,8 +189,12 @@ async fn again(world: &World, program: &Program, clients: &[String]) {
 struct Program {
     ledger: Ledger,
     liveness: Liveness,
+    /// Who has shown that what he writes now is there.
+    proofs: Liveness,
     /// They rest.
     calm: Arc<AtomicBool>,
+    /// Everything is whole again since then, for good; 0 before.
+    whole_ns: Arc<AtomicU64>,
 }
 
 fn add_clients(world: &Arc<World>, program: &Program) {
@@ -201,19 +209,19 @@ fn add_clients(world: &Arc<World>, program: &Program) {
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
                 let (open, held, files, failures) = (vec![], vec![], 0, 0);
-                let Program { ledger, liveness, calm } = program;
+                let ledger = program.ledger.clone();
                 let worker = Worker {
                     context,
                     client,
                     ledger,
-                    liveness,
-                    calm,
+                    program,
                     rng,
                     sizes,
                     open,
                     held,
                     files,
                     failures,
+                    proven: false,
                 };
                 worker.run().await
             })
@@ -314,7 +322,12 @@ struct Open {
     name: String,
     inode: InodeId,
     handle: Handle,
+    /// When the first write was that no fsync has vouched for yet.
+    unsynced: Option<Since>,
 }
+
+/// How an operation ended.
+type Ended = Result<(), Failed>;
 
 /// Another client's file, open for reading; what it had to show when it was opened.
 struct Held {
@@ -329,8 +342,7 @@ struct Worker {
     context: NodeContext,
     client: Arc<Client>,
     ledger: Ledger,
-    liveness: Liveness,
-    calm: Arc<AtomicBool>,
+    program: Program,
     rng: Rng,
     sizes: Sizes,
     open: Vec<Open>,
@@ -338,6 +350,8 @@ struct Worker {
     files: u32,
     /// Write-backs that had failed when this was last asked.
     failures: u64,
+    /// It has shown that what it writes since everything is whole is there.
+    proven: bool,
 }
 
 impl Worker {
@@ -345,7 +359,7 @@ impl Worker {
         self.context.say("works");
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.range(1, 40))).await;
-            if self.calm.load(Ordering::Relaxed) {
+            if self.program.calm.load(Ordering::Relaxed) {
                 // What is written now would change under the audit's eyes.
                 continue;
             }
@@ -353,24 +367,46 @@ impl Worker {
                 continue;
             }
             let since = trace::now_ns();
-            let (what, outcome) = self.step().await;
+            let (what, ended) = match self.whole_ns().is_some() && !self.proven {
+                true => ("prove", self.prove().await),
+                false => self.step().await,
+            };
+            let outcome = ended.as_ref().map_err(|failed| failed.errno).copied();
             self.context.did(since, what, &format!("{outcome:?}"));
-            match outcome {
+            match ended {
                 Ok(()) => {
                     stats::count(stats::OPERATIONS);
                     if MASTERS_ANSWER.contains(&what) {
-                        self.liveness.served(&self.context.name, since);
+                        self.program.liveness.served(&self.context.name, since);
                     }
                 }
-                Err(errno) => {
+                Err(failed) => {
                     stats::count("operations failed");
-                    self.context.say(&format!("{what} fails: {errno:?}"));
+                    self.context.say(&format!("{what} fails: {:?}", failed.errno));
+                    let world =
+                        self.context.world.upgrade().expect("the world outlives its machines");
+                    let whole = self.whole_ns();
+                    failed.judge(&self.context.name, what, &self.client, &world, whole);
                 }
             }
         }
     }
 
-    async fn step(&mut self) -> (&'static str, Result<(), Errno>) {
+    /// When everything was whole again, if it is.
+    fn whole_ns(&self) -> Option<u64> {
+        Some(self.program.whole_ns.load(Ordering::Relaxed)).filter(|since| *since > 0)
+    }
+
+    fn now(&self) -> Since {
+        Since::now(&self.client)
+    }
+
+    fn failed(&self, errno: Errno, about: About, name: &str, since: Since) -> Failed {
+        let removed = self.ledger.may_be_gone(name);
+        Failed { errno, about, name: name.to_owned(), since, removed }
+    }
+
+    async fn step(&mut self) -> (&'static str, Ended) {
         match self.rng.below(100) {
             _ if self.open.is_empty() => ("create", self.create().await),
             0..10 if self.open.len() < OPEN_MAX => ("create", self.create().await),
@@ -385,70 +421,112 @@ impl Worker {
         }
     }
 
-    async fn create(&mut self) -> Result<(), Errno> {
+    async fn create(&mut self) -> Ended {
         self.files += 1;
         let name = format!("{}-{}-{}", self.context.name, self.context.incarnation, self.files);
         self.ledger.creating(&name);
+        let since = self.now();
         let new = NewFile { mode: 0o644, flags: READ_WRITE, ..NewFile::default() };
-        let (attr, handle) = self.client.create(ROOT, name.as_bytes(), new).await?;
+        let created = self.client.create(ROOT, name.as_bytes(), new).await;
+        let (attr, handle) =
+            created.map_err(|errno| self.failed(errno, About::Name, &name, since))?;
         self.ledger.created(&name);
-        self.open.push(Open { name, inode: InodeId(attr.inode), handle });
+        self.open.push(Open { name, inode: InodeId(attr.inode), handle, unsynced: None });
         Ok(())
     }
 
-    /// An open file; what failed on it before makes its un-synced writes uncertain.
-    fn pick(&mut self) -> (String, InodeId, Handle) {
-        let at = self.rng.index(self.open.len());
-        let open = &self.open[at];
-        (open.name.clone(), open.inode, open.handle)
+    /// An open file.
+    fn pick(&mut self) -> usize {
+        self.rng.index(self.open.len())
     }
 
-    async fn write(&mut self) -> Result<(), Errno> {
-        let (name, _, handle) = self.pick();
+    async fn write(&mut self) -> Ended {
+        let at = self.pick();
         let count = match self.rng.chance(2, 3) {
             true => self.rng.range(1, 6),
             false => self.rng.range(6, self.sizes.write as u64),
         } as usize;
         let first = self.rng.index(self.sizes.file - count);
-        let bytes = self.ledger.write(&name, first, count);
-        let written = self.client.write(handle, (first * BLOCK) as u64, bytes.into()).await;
-        self.heed(&name, written.map(drop))
+        self.write_at(at, first, count).await
     }
 
-    async fn fsync(&mut self) -> Result<(), Errno> {
-        let (name, _, handle) = self.pick();
+    async fn write_at(&mut self, at: usize, first: usize, count: usize) -> Ended {
+        let now = self.now();
+        let open = &mut self.open[at];
+        let since = *open.unsynced.get_or_insert(now);
+        let (name, handle) = (open.name.clone(), open.handle);
+        let bytes = self.ledger.write(&name, first, count);
+        let written = self.client.write(handle, (first * BLOCK) as u64, bytes.into()).await;
+        self.heed(&name, written.map(drop), About::Writing, since)
+    }
+
+    async fn fsync(&mut self) -> Ended {
+        let at = self.pick();
+        self.fsync_of(at).await
+    }
+
+    async fn fsync_of(&mut self, at: usize) -> Ended {
+        let (open, now) = (&self.open[at], self.now());
+        let (name, since) = (open.name.clone(), open.unsynced.unwrap_or(now));
         let position = self.ledger.position(&name);
-        let synced = self.client.fsync(handle, false).await;
+        let synced = self.client.fsync(open.handle, false).await;
         if synced.is_ok() {
             self.ledger.synced(&name, position);
+            self.open[at].unsynced = None;
             stats::count(stats::FSYNCS);
         }
-        self.heed(&name, synced)
+        self.heed(&name, synced, About::Writing, since)
     }
 
     /// After a failure nobody knows which un-synced writes are lost, and the name is left alone.
-    fn heed(&mut self, name: &str, outcome: Result<(), Errno>) -> Result<(), Errno> {
-        if outcome.is_err() {
+    fn heed(
+        &mut self,
+        name: &str,
+        outcome: Result<(), Errno>,
+        about: About,
+        since: Since,
+    ) -> Ended {
+        outcome.map_err(|errno| {
             self.ledger.failed(name);
             self.open.retain(|open| open.name != name);
-        }
-        outcome
+            self.failed(errno, about, name, since)
+        })
     }
 
-    async fn read_own(&mut self) -> Result<(), Errno> {
-        let (name, _, handle) = self.pick();
-        let floors = self.ledger.floors(&name);
+    async fn read_own(&mut self) -> Ended {
+        let at = self.pick();
         let first = self.rng.index(self.sizes.file);
         let count = self.rng.range(1, (self.sizes.file - first) as u64 + 1) as usize;
-        let read = self.client.read(handle, (first * BLOCK) as u64, count * BLOCK).await;
+        self.read_own_at(at, first, count).await
+    }
+
+    async fn read_own_at(&mut self, at: usize, first: usize, count: usize) -> Ended {
+        let (open, since) = (&self.open[at], self.now());
+        let name = open.name.clone();
+        let floors = self.ledger.floors(&name);
+        let read = self.client.read(open.handle, (first * BLOCK) as u64, count * BLOCK).await;
         let bytes = match read {
             Ok(pieces) => pieces.concat(),
-            Err(errno) => return self.heed(&name, Err(errno)),
+            Err(errno) => return self.heed(&name, Err(errno), About::Reading, since),
         };
         stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
         self.notice_failures();
         let look = Look { first, asked: count, bytes: &bytes, floors: &floors, own: true };
         self.ledger.check(&self.context.name, &name, &look);
+        Ok(())
+    }
+
+    /// What is written from now on is there: a new file is written, synced and read from the servers.
+    async fn prove(&mut self) -> Ended {
+        let since = trace::now_ns();
+        self.create().await?;
+        let (at, count) = (self.open.len() - 1, self.sizes.write);
+        self.write_at(at, 0, count).await?;
+        self.fsync_of(at).await?;
+        self.client.drop_caches();
+        self.read_own_at(at, 0, count).await?;
+        self.proven = true;
+        self.program.proofs.served(&self.context.name, since);
         Ok(())
     }
 
@@ -465,7 +543,7 @@ impl Worker {
         }
     }
 
-    async fn read_other(&mut self) -> Result<(), Errno> {
+    async fn read_other(&mut self) -> Ended {
         let names = self.ledger.names();
         let name = self.rng.pick(&names).clone();
         let fresh = self.sizes.drops_caches && self.rng.chance(1, 2);
@@ -473,7 +551,7 @@ impl Worker {
             self.client.drop_caches();
         }
         let (floors, before) = (self.ledger.floors(&name), self.ledger.existence(&name));
-        let existed = before == Exists::Yes;
+        let since = self.now();
         let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
             Ok(attr) => attr,
             Err(Errno::ENOENT) => {
@@ -483,7 +561,7 @@ impl Worker {
                 }
                 return Ok(());
             }
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
         };
         self.ledger.found(&name);
         let asked = self.sizes.file;
@@ -496,35 +574,36 @@ impl Worker {
                 self.ledger.check(&self.context.name, &name, &look);
                 Ok(())
             }
-            Err(Errno::ESTALE | Errno::ENOENT) if !(existed && self.ledger.exists(&name)) => Ok(()),
-            Err(errno) => Err(errno),
+            Err(Errno::ESTALE | Errno::ENOENT) if self.ledger.may_be_gone(&name) => Ok(()),
+            Err(errno) => Err(self.failed(errno, About::Reading, &name, since)),
         }
     }
 
-    async fn hold_other(&mut self) -> Result<(), Errno> {
+    async fn hold_other(&mut self) -> Ended {
         if self.held.len() >= OPEN_MAX {
             self.client.release(self.held.remove(0).handle).await;
         }
         let names = self.ledger.names();
         let name = self.rng.pick(&names).clone();
         let floors = self.ledger.floors(&name);
+        let since = self.now();
         let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
             Ok(attr) => attr,
             Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
         };
         self.ledger.found(&name);
         let handle = match self.client.open(InodeId(attr.inode), READ_ONLY).await {
             Ok(handle) => handle,
-            Err(Errno::ESTALE | Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(errno),
+            Err(Errno::ESTALE | Errno::ENOENT) if self.ledger.may_be_gone(&name) => return Ok(()),
+            Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
         };
         self.held.push(Held { name, handle, floors });
         Ok(())
     }
 
     /// What the file showed when it was opened is the least that it shows; it may be removed since.
-    async fn read_held(&mut self) -> Result<(), Errno> {
+    async fn read_held(&mut self) -> Ended {
         if self.held.is_empty() {
             return Ok(());
         }
@@ -532,6 +611,7 @@ impl Worker {
         let handle = self.held[at].handle;
         let first = self.rng.index(self.sizes.file);
         let count = self.rng.range(1, (self.sizes.file - first) as u64 + 1) as usize;
+        let since = self.now();
         match self.client.read(handle, (first * BLOCK) as u64, count * BLOCK).await {
             Ok(pieces) => {
                 let bytes = pieces.concat();
@@ -550,40 +630,49 @@ impl Worker {
             }
             Err(errno) => {
                 // The session ended, and with it what kept the file.
-                self.client.release(self.held.remove(at).handle).await;
-                Err(errno)
+                let held = self.held.remove(at);
+                self.client.release(held.handle).await;
+                Err(self.failed(errno, About::Reading, &held.name, since))
             }
         }
     }
 
-    async fn reopen(&mut self) -> Result<(), Errno> {
-        let (name, inode, handle) = self.pick();
+    async fn reopen(&mut self) -> Ended {
+        let (at, now) = (self.pick(), self.now());
+        let open = &self.open[at];
+        let (name, inode, handle) = (open.name.clone(), open.inode, open.handle);
+        let since = open.unsynced.unwrap_or(now);
         let position = self.ledger.position(&name);
         let flushed = self.client.flush(handle).await;
         if flushed.is_ok() {
             self.ledger.synced(&name, position);
         }
         self.client.release(handle).await;
-        self.heed(&name, flushed)?;
+        self.heed(&name, flushed, About::Writing, since)?;
+        let since = self.now();
         match self.client.open(inode, READ_WRITE).await {
             Ok(handle) => {
-                let open = self.open.iter_mut().find(|open| open.name == name);
-                open.expect("still listed").handle = handle;
+                let open = &mut self.open[at];
+                (open.handle, open.unsynced) = (handle, None);
                 Ok(())
             }
-            Err(errno) => self.heed(&name, Err(errno)),
+            Err(errno) => self.heed(&name, Err(errno), About::Name, since),
         }
     }
 
-    async fn remove(&mut self) -> Result<(), Errno> {
-        let (name, _, handle) = self.pick();
-        self.open.retain(|open| open.name != name);
+    async fn remove(&mut self) -> Ended {
+        let at = self.pick();
+        let Open { name, handle, .. } = self.open.remove(at);
         self.ledger.removing(&name);
+        let since = self.now();
         let removed = self.client.unlink(ROOT, name.as_bytes()).await;
         if removed.is_ok() {
             self.ledger.removed(&name);
         }
         self.client.release(handle).await;
-        removed
+        removed.map_err(|errno| Failed {
+            removed: false,
+            ..self.failed(errno, About::Name, &name, since)
+        })
     }
 }

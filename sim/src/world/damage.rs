@@ -6,12 +6,14 @@
 //! loses its disk: whatever was acknowledged always has enough good copies on the others.
 
 use super::World;
+use super::absence::Why;
 use super::inject::later;
 use super::node::{Power, Role};
 use crate::disk::SimDisk;
 use crate::plan::FaultClass;
 use crate::rng::{Ratio, Rng};
 use crate::{plan, stats, trace};
+use mooseng::chunkserver::REFUSED_PAUSE;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -308,6 +310,8 @@ impl Hand {
             DamageKind::SyncEio => faults.next_sync_eio = count,
             _ => faults.next_write_eio = count,
         });
+        // Out of use from the first failure on.
+        self.world.absences.begin(&name, Why::Disk);
         // Before the world heals: one whose disk is out of use comes back by a restart only.
         let left = self.end.saturating_sub(trace::now_ns()) / 1_000_000;
         let (world, ms) = (self.world.clone(), self.rng.range(300, 3_000).min(left));
@@ -317,6 +321,7 @@ impl Hand {
                 (faults.next_sync_eio, faults.next_write_eio) = (0, 0);
             });
             world.restart(&name).await;
+            world.absences.end(&name, &Why::Disk);
         });
         true
     }
@@ -357,8 +362,11 @@ impl Hand {
         trace::say(trace::Kind::Disk, &name, "its disk is full");
         let disk = self.disk(&name);
         disk.set_faults(|faults| faults.full = true);
+        self.world.absences.begin(&name, Why::Disk);
+        let world = self.world.clone();
         later(self.rng.range(100, 3_000), async move {
             disk.set_faults(|faults| faults.full = false);
+            world.absences.end(&name, &Why::Disk);
         });
         true
     }
@@ -408,6 +416,9 @@ impl Hand {
         };
         self.world.power_loss(&name);
         self.old = Some((name.clone(), self.world.replace_disk(&name, 0, new)));
+        // Its former self counts until it is dead.
+        let refused = self.world.limits().server_dead + REFUSED_PAUSE;
+        self.world.absences.lasts(&name, Why::Replaced, refused);
         self.back_later(name, 2_000);
         true
     }

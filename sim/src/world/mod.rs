@@ -1,6 +1,7 @@
 //! The simulated world of one run: machines with disks and clocks, the network between them, and what is done
 //! to them. Everything is drawn from the seed; one process runs one world.
 
+pub mod absence;
 mod clocks;
 pub mod damage;
 pub mod frames;
@@ -19,6 +20,7 @@ use crate::failure::violation;
 use crate::rng::Rng;
 use crate::trace::Kind;
 use crate::{plan, stats, trace};
+use absence::{Absences, Why};
 use madsim::net::NetSim;
 use madsim::runtime::Handle;
 use node::Node;
@@ -40,6 +42,8 @@ pub struct World {
     pub options: Options,
     /// What happens to frames.
     pub frames: Arc<Frames>,
+    /// When chunkservers were away.
+    pub absences: Absences,
     handle: Handle,
     rng: Rng,
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
@@ -56,7 +60,8 @@ impl World {
         trace::say(Kind::Phase, "world", &format!("options {text}"));
         let frames = Frames::install(rng.fork("frames"), options.net.clone());
         let nodes = Mutex::new(BTreeMap::new());
-        let world = Arc::new(World { handle: Handle::current(), frames, rng, nodes, options });
+        let (handle, absences) = (Handle::current(), Absences::default());
+        let world = Arc::new(World { handle, frames, absences, rng, nodes, options });
         world.usual_latency();
         stalls::begin(&world);
         world
@@ -154,7 +159,16 @@ impl World {
         node.disks().iter().for_each(|disk| disk.crash());
         self.handle.resume(node.id());
         self.handle.kill(node.id());
-        node.set_power(Power::Down);
+        self.set_power(&node, Power::Down);
+    }
+
+    fn set_power(&self, node: &Node, power: Power) {
+        node.set_power(power);
+        match power {
+            _ if node.role() != Role::Chunkserver => {}
+            Power::Up => self.absences.end(node.name(), &Why::Down),
+            _ => self.absences.begin(node.name(), Why::Down),
+        }
     }
 
     /// The machine loses power: un-synced bytes and names are kept, dropped or torn; nobody is told.
@@ -182,7 +196,7 @@ impl World {
         // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
         self.handle.pause(node.id());
         NetSim::current().clog_node(node.id());
-        node.set_power(Power::Off);
+        self.set_power(&node, Power::Off);
     }
 
     /// Starts the machine's process again; one that runs is left alone.
@@ -208,6 +222,7 @@ impl World {
                 clocks::reboot(node.id(), self.rng(&format!("{name} boots")).below(1 << 50));
             }
             self.handle.restart(node.id());
+            self.absences.end(name, &Why::Down);
             return;
         }
     }
@@ -218,7 +233,7 @@ impl World {
         if node.power() == Power::Up {
             trace::say(Kind::Stopped, name, "stopped");
             self.handle.pause(node.id());
-            node.set_power(Power::Paused);
+            self.set_power(&node, Power::Paused);
         }
     }
 
@@ -228,7 +243,7 @@ impl World {
         if node.power() == Power::Paused {
             trace::say(Kind::Continues, name, "continues");
             self.handle.resume(node.id());
-            node.set_power(Power::Up);
+            self.set_power(&node, Power::Up);
         }
     }
 

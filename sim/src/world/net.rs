@@ -1,6 +1,7 @@
 //! The network between machines: cuts in both directions or one, and latency.
 
-use super::World;
+use super::absence::Why;
+use super::{Role, World};
 use crate::trace::{self, Kind};
 use madsim::net::NetSim;
 use std::time::Duration;
@@ -10,6 +11,7 @@ impl World {
     pub fn cut_one_way(&self, from: &[String], to: &[String]) {
         trace::say(Kind::Cut, "net", &format!("cut {} -> {}", from.join(","), to.join(",")));
         self.links(from, to, |net, a, b| net.clog_link(a, b));
+        self.apart(from, to, Why::Cut, true);
     }
 
     /// Cuts every link between the two groups.
@@ -17,6 +19,7 @@ impl World {
         trace::say(Kind::Cut, "net", &format!("cut {} <> {}", a.join(","), b.join(",")));
         self.links(a, b, |net, a, b| net.clog_link(a, b));
         self.links(b, a, |net, a, b| net.clog_link(a, b));
+        self.apart(a, b, Why::Cut, true);
     }
 
     /// Mends every link between the two groups.
@@ -24,10 +27,29 @@ impl World {
         trace::say(Kind::Mended, "net", &format!("mended {} <> {}", a.join(","), b.join(",")));
         self.links(a, b, |net, a, b| net.unclog_link(a, b));
         self.links(b, a, |net, a, b| net.unclog_link(a, b));
+        self.apart(a, b, Why::Cut, false);
+    }
+
+    /// Chunkservers of one group and masters of the other are cut off from each other, or no more.
+    fn apart(&self, a: &[String], b: &[String], why: fn(String) -> Why, begins: bool) {
+        let servers = self.names(Role::Chunkserver);
+        let masters = self.names(Role::Master);
+        for (here, there) in [(a, b), (b, a)] {
+            for server in here.iter().filter(|name| servers.contains(name)) {
+                for master in there.iter().filter(|name| masters.contains(name)) {
+                    let why = why(master.clone());
+                    match begins {
+                        true => self.absences.begin(server, why),
+                        false => self.absences.end(server, &why),
+                    }
+                }
+            }
+        }
     }
 
     /// Frames from machines of `from` to those of `to` vanish; nobody is told.
     pub fn hole(&self, from: &[String], to: &[String]) {
+        self.apart(from, to, Why::Hole, true);
         let to: Vec<String> = to.iter().map(|name| self.node(name).ip().to_string()).collect();
         let pairs = from.iter().flat_map(|a| to.iter().map(move |b| (a.clone(), b.clone())));
         self.frames.set_holes(|holes| holes.extend(pairs));
@@ -43,6 +65,8 @@ impl World {
 
     /// Frames arrive again.
     pub fn no_holes(&self) {
+        let all = self.all_names();
+        self.apart(&all, &all, Why::Hole, false);
         self.frames.set_holes(std::collections::BTreeSet::clear);
     }
 
@@ -50,6 +74,7 @@ impl World {
     pub fn join_all(&self) {
         let all = self.all_names();
         self.links(&all, &all, |net, a, b| net.unclog_link(a, b));
+        self.apart(&all, &all, Why::Cut, false);
     }
 
     fn links(
