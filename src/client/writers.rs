@@ -193,6 +193,7 @@ impl Writers {
     async fn work(self: Arc<Writers>, key: Key, lane: usize) {
         let codec = Codec::new(key.layout);
         let (mut pause, mut failures) = (self.limits.retry_pause, 0);
+        let mut no_room = None;
         loop {
             if self.rest(key, lane) {
                 return;
@@ -200,12 +201,15 @@ impl Writers {
             let chunk = match self.chunk(key, lane).await {
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    self.give_up_waiting(key, &error);
+                    let full = error == OpenError::Errno(Errno::ENOSPC);
+                    no_room = full.then(|| no_room.unwrap_or_else(seam::now));
+                    self.give_up_waiting(key, &error, no_room);
                     tokio::time::sleep(jitter(pause)).await;
                     pause = (pause * 2).min(self.limits.retry_pause_max);
                     continue;
                 }
             };
+            no_room = None;
             if self.append(key, &codec, &chunk).await {
                 (pause, failures) = (self.limits.retry_pause, 0);
                 continue;
@@ -214,7 +218,7 @@ impl Writers {
             failures += 1;
             if failures > 1 && !crate::bug!(FRANTIC) {
                 crate::mark!("one chunk after another failed under a writer");
-                self.give_up_waiting(key, &OpenError::Errno(Errno::EIO));
+                self.give_up_waiting(key, &OpenError::Errno(Errno::EIO), None);
                 tokio::time::sleep(jitter(pause)).await;
                 pause = (pause * 2).min(self.limits.retry_pause_max);
             }
@@ -312,16 +316,19 @@ impl Writers {
         }
     }
 
-    /// No chunk could be opened, or none that can be written: those who have waited long enough are told why.
-    fn give_up_waiting(&self, key: Key, error: &OpenError) {
+    /// No chunk could be opened, or none that can be written: those who have waited long enough are told why. That there
+    /// is no room, said again and again since `no_room`, is believed after a while only: a leader that has just begun
+    /// knows of no room on servers that it has not heard yet, and whoever waited for that leader has waited long.
+    fn give_up_waiting(&self, key: Key, error: &OpenError, no_room: Option<Mono>) {
         let now = seam::now();
+        let deadline = self.limits.operation_deadline;
         let patience = match error {
             // The session is over; what was written in it is lost with it.
             OpenError::Expired | OpenError::Closed => Duration::ZERO,
             OpenError::Errno(Errno::ENOSPC) if key.layout.is_copies() => {
                 self.limits.server_suspect * 2
             }
-            _ => self.limits.operation_deadline,
+            _ => deadline,
         };
         let errno = match error {
             OpenError::Errno(errno) => *errno,
@@ -330,7 +337,9 @@ impl Writers {
         let mut groups = self.groups();
         let waiting = &mut groups.entry(key).or_default().waiting;
         waiting.retain(|segment| {
-            let keep = now.since(segment.job.since) < patience;
+            let since = segment.job.since;
+            let said = no_room.map_or(since, |said| since.max(said));
+            let keep = now.since(since) < deadline && now.since(said) < patience;
             if !keep {
                 segment.job.fail(errno);
             }
