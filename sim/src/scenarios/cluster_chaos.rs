@@ -110,7 +110,7 @@ async fn run(seed: u64, chaos_ms: Option<u64>) {
 /// A quarter of the runs with erasure coding, as far as there are servers for it; the others with copies, a few of
 /// them single.
 pub(super) fn options(seed: u64) -> Options {
-    let options = Options::draw(seed).with_points();
+    let options = Options::draw(seed).with_points().with_deadline();
     let (data, parity) = match seed % 4 {
         0 => options.draw_layout(),
         _ => (1, options.parity),

@@ -7,6 +7,7 @@ use mooseng::limits::Limits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A run's choices.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Options {
     pub parity: u32,
     /// `tiny` limits or those of production.
     pub tiny: bool,
+    /// How long an operation may take with `tiny` limits, seconds.
+    #[serde(default = "usual_deadline_s")]
+    pub deadline_s: u64,
     /// Length of the phase with faults, simulated milliseconds.
     pub chaos_ms: u64,
     /// The network.
@@ -187,6 +191,7 @@ impl Options {
             data: 1,
             parity: rng.range(0, 3) as u32,
             tiny: rng.chance(4, 5),
+            deadline_s: usual_deadline_s(),
             chaos_ms: rng.range(5_000, 9_000),
             net: NetOptions::draw(&mut rng, latency_us_min),
             clock: ClockOptions {
@@ -212,6 +217,13 @@ impl Options {
         Options { points, ..self }
     }
 
+    /// In half of the runs with `tiny` limits an operation is given up so early that it happens.
+    pub fn with_deadline(self) -> Options {
+        let mut rng = Rng::new(self.seed).fork("operation deadline");
+        let usual = usual_deadline_s();
+        Options { deadline_s: *rng.pick(&[usual, usual, 12, 4]), ..self }
+    }
+
     /// An erasure-coded layout that so many chunkservers can hold, data and parity shards.
     pub fn draw_layout(&self) -> (u32, u32) {
         let mut rng = Rng::new(self.seed).fork("layout");
@@ -223,7 +235,10 @@ impl Options {
     /// The limits to run with. Log segments are always small: oracles read the log over and over.
     pub fn limits(&self) -> Arc<Limits> {
         Arc::new(match self.tiny {
-            true => Limits::tiny(),
+            true => {
+                let operation_deadline = Duration::from_secs(self.deadline_s);
+                Limits { operation_deadline, ..Limits::tiny() }
+            }
             false => Limits { wal_segment_bytes: 256 << 10, ..Limits::production() },
         })
     }
@@ -235,6 +250,10 @@ impl Options {
         self.points = false;
         self
     }
+}
+
+fn usual_deadline_s() -> u64 {
+    Limits::tiny().operation_deadline.as_secs()
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -322,5 +341,9 @@ mod tests {
         let options = Options::draw(7);
         let text = serde_json::to_string(&options).expect("prints");
         assert_eq!(serde_json::from_str::<Options>(&text).expect("parses"), options);
+        // One that was printed before there was a choice of deadlines.
+        let older = text.replace("\"deadline_s\":120,", "");
+        assert!(older.len() < text.len());
+        assert_eq!(serde_json::from_str::<Options>(&older).expect("parses"), options);
     }
 }
