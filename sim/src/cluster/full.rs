@@ -254,9 +254,8 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let Some(leader) = self.leader(world) else { continue };
             let view = leader.view();
-            // One that was declared dead meanwhile is drained no more.
             let row = view.get::<Servers>(&server).expect("tables");
-            if row.is_none_or(|row| row.state() != ServerState::Draining) {
+            if row.is_none_or(|row| !row.draining || is_replaced(&view, &row)) {
                 stats::add("ms until emptied", (trace::now_ns() - healed) / 1_000_000);
                 return Some(trace::now_ns());
             }
@@ -370,6 +369,14 @@ async fn set_state(leader: &RaftNode, server: ServerId, state: ServerState) {
     if let Err(error) = leader.propose(proposal).await {
         trace::line("world", &format!("{server} is not {state:?}: {error}"));
     }
+}
+
+/// Whether a server is dead for good, as its machine has another disk. Otherwise it is drained on when it comes back.
+fn is_replaced(view: &impl Read, row: &pb::ServerRow) -> bool {
+    let rows = view.range::<Servers>(&ServerId(0), None);
+    let others = rows.map(|row| row.expect("tables").1).filter(|other| other.id != row.id);
+    let mut active = others.filter(|other| other.state() == ServerState::Active);
+    row.state() == ServerState::Dead && active.any(|other| other.address == row.address)
 }
 
 fn voters(node: &RaftNode) -> usize {
