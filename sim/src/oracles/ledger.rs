@@ -10,17 +10,19 @@
 //! was answered is gone.
 //!
 //! What one mount has read of another's file is committed, and becomes a floor too; a mount that reads through
-//! one descriptor never goes back. So does a name that was found although its creator had no answer.
+//! one descriptor never goes back. So does a name that was found although its creator had no answer. Caches may hide
+//! for their time to live that a name came or went and that a file grew; a lookup that begins later agrees.
 //!
 //! Not checked: order between blocks of un-synced writes. What a writer reads of its own un-synced writes makes
 //! no floor: it may be lost with its writer. Descriptors that were open before see what they knew when they were
-//! opened or newer, not what was synced since (close-to-open). A name that is not found during the run, unless
-//! caches were dropped before, may be hidden by one that lives on for its time to live. Times and other attributes;
-//! names written by two clients at once.
+//! opened or newer, not what was synced since (close-to-open). Times and other attributes than the size; names
+//! written by two clients at once.
 
 use crate::failure::violation;
+use crate::trace;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Bytes of one block. Below the inline limit, so that small files rest in the metadata.
 pub const BLOCK: usize = 256;
@@ -41,6 +43,8 @@ pub enum Exists {
 struct Block {
     /// The write that every reader must see, or a newer one.
     floor: u64,
+    /// When it got one.
+    floor_ns: u64,
     /// The latest write.
     latest: u64,
 }
@@ -48,6 +52,8 @@ struct Block {
 struct File {
     number: u64,
     exists: Exists,
+    /// Since when.
+    since_ns: u64,
     /// Its removal was asked for.
     removing: bool,
     seq: u64,
@@ -90,6 +96,16 @@ impl Seen {
     }
 }
 
+impl Block {
+    /// Readers must see this write or a newer one from now on.
+    fn raise(&mut self, write: u64) {
+        if self.floor == 0 && write > 0 {
+            self.floor_ns = trace::now_ns();
+        }
+        self.floor = self.floor.max(write);
+    }
+}
+
 impl Floors {
     /// Who has seen this goes never back behind it.
     pub fn raise(&mut self, seen: &Seen) {
@@ -116,32 +132,36 @@ impl Ledger {
         let mut files = self.files();
         let number = files.len() as u64 + 1;
         let (exists, removing, blocks) = (Exists::Maybe, false, Vec::new());
-        let file = File { number, exists, removing, seq: 0, uncertain: 0, blocks };
+        let since_ns = trace::now_ns();
+        let file = File { number, exists, since_ns, removing, seq: 0, uncertain: 0, blocks };
         assert!(files.insert(name.to_owned(), file).is_none(), "{name} is used twice");
     }
 
     /// The creation was answered.
     pub fn created(&self, name: &str) {
-        self.with(name, |file| file.exists = Exists::Yes);
+        self.with(name, |file| file.becomes(Exists::Yes));
     }
 
     /// The name is about to be removed.
     pub fn removing(&self, name: &str) {
-        self.with(name, |file| (file.exists, file.removing) = (Exists::Maybe, true));
+        self.with(name, |file| {
+            file.becomes(Exists::Maybe);
+            file.removing = true;
+        });
     }
 
     /// The name was found: it exists, unless its removal has been asked for.
     pub fn found(&self, name: &str) {
         self.with(name, |file| {
             if file.exists == Exists::Maybe && !file.removing {
-                file.exists = Exists::Yes;
+                file.becomes(Exists::Yes);
             }
         });
     }
 
     /// The removal was answered.
     pub fn removed(&self, name: &str) {
-        self.with(name, |file| file.exists = Exists::No);
+        self.with(name, |file| file.becomes(Exists::No));
     }
 
     fn with<T>(&self, name: &str, work: impl FnOnce(&mut File) -> T) -> T {
@@ -173,7 +193,7 @@ impl Ledger {
         self.with(name, |file| {
             for block in &mut file.blocks {
                 if block.latest <= position && block.latest > file.uncertain {
-                    block.floor = block.floor.max(block.latest);
+                    block.raise(block.latest);
                 }
             }
         });
@@ -236,6 +256,25 @@ impl Ledger {
         }
     }
 
+    /// Checks what a lookup that began at `began_ns` found, the file's size in bytes or no such name, where caches may
+    /// be as old as `ttl`.
+    pub fn check_lookup(
+        &self,
+        who: &str,
+        name: &str,
+        began_ns: u64,
+        found: Option<u64>,
+        ttl: Duration,
+    ) {
+        // Clocks of machines run at speeds of their own.
+        let hidden = ttl * 101 / 100 + Duration::from_millis(20);
+        let Some(by) = began_ns.checked_sub(hidden.as_nanos() as u64) else { return };
+        let wrong = self.with(name, |file| file.check_lookup(by, found));
+        if let Some(why) = wrong {
+            violation("O3", format!("{who} looks up {name}: {why}"));
+        }
+    }
+
     /// Whether the name's removal was asked for.
     pub fn may_be_gone(&self, name: &str) -> bool {
         self.with(name, |file| file.removing)
@@ -243,6 +282,28 @@ impl Ledger {
 }
 
 impl File {
+    fn becomes(&mut self, exists: Exists) {
+        if self.exists != exists {
+            (self.exists, self.since_ns) = (exists, trace::now_ns());
+        }
+    }
+
+    /// What is wrong with what a lookup found that knows everything that was so at `by_ns`.
+    fn check_lookup(&self, by_ns: u64, found: Option<u64>) -> Option<String> {
+        let settled = self.since_ns <= by_ns;
+        match (self.exists, found) {
+            (Exists::Yes, None) if settled => Some("it exists and is not found".to_owned()),
+            (Exists::No, Some(_)) if settled => Some("it is gone and is found".to_owned()),
+            (_, Some(size)) => {
+                let old = |block: &Block| block.floor > 0 && block.floor_ns <= by_ns;
+                let least =
+                    self.blocks.iter().rposition(old).map_or(0, |at| (at + 1) * BLOCK) as u64;
+                (size < least).then(|| format!("{size} bytes, of which {least} were synced"))
+            }
+            _ => None,
+        }
+    }
+
     /// The write of each block that was read.
     fn check(&self, look: &Look<'_>) -> Result<Vec<u64>, (&'static str, String)> {
         let blocks = look.bytes.chunks(BLOCK);
@@ -285,7 +346,7 @@ impl File {
     /// Another mount has read these writes from `first` on: they are committed.
     fn observed(&mut self, first: usize, writes: &[u64]) {
         for (block, write) in self.blocks.iter_mut().skip(first).zip(writes) {
-            block.floor = block.floor.max(*write);
+            block.raise(*write);
         }
     }
 
@@ -354,6 +415,30 @@ mod tests {
         assert_eq!(outcome(&ledger, &[], false), Ok(()), "only its writer saw it");
         ledger.check("c2", "f", &look(false));
         assert_eq!(outcome(&ledger, &[], false), Err("O3"), "another has seen it");
+    }
+
+    #[test]
+    fn lookups_agree_when_caches_are_old_enough() {
+        let ledger = Ledger::default();
+        ledger.creating("f");
+        let wrong =
+            |by_ns, found| ledger.with("f", |file| file.check_lookup(by_ns, found)).is_some();
+        assert!(!wrong(9, None) && !wrong(9, Some(0)), "nobody knows");
+        ledger.created("f");
+        ledger.write("f", 0, 2);
+        assert!(wrong(9, None) && !wrong(9, Some(0)), "not synced");
+        ledger.synced("f", ledger.position("f"));
+        assert!(wrong(9, Some(2 * BLOCK as u64 - 1)) && !wrong(9, Some(2 * BLOCK as u64)));
+        ledger.with("f", |file| {
+            file.since_ns = 10;
+            file.blocks[1].floor_ns = 10;
+        });
+        assert!(!wrong(9, None) && !wrong(9, Some(BLOCK as u64)), "caches may hide it");
+        assert!(wrong(10, None) && wrong(10, Some(BLOCK as u64)), "no cache is so old");
+        ledger.removing("f");
+        assert!(!wrong(10, None));
+        ledger.removed("f");
+        assert!(wrong(10, Some(2 * BLOCK as u64)) && !wrong(10, None));
     }
 
     #[test]

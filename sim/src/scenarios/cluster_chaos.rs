@@ -209,7 +209,7 @@ fn add_clients(world: &Arc<World>, program: &Program) {
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
                 let (open, held, files, failures) = (vec![], vec![], 0, 0);
-                let ledger = program.ledger.clone();
+                let (ledger, ttl) = (program.ledger.clone(), config.limits.attr_ttl);
                 let worker = Worker {
                     context,
                     client,
@@ -217,6 +217,7 @@ fn add_clients(world: &Arc<World>, program: &Program) {
                     program,
                     rng,
                     sizes,
+                    ttl,
                     open,
                     held,
                     files,
@@ -345,6 +346,8 @@ struct Worker {
     program: Program,
     rng: Rng,
     sizes: Sizes,
+    /// How old caches may be.
+    ttl: Duration,
     open: Vec<Open>,
     held: Vec<Held>,
     files: u32,
@@ -552,20 +555,15 @@ impl Worker {
         }
         let (floors, before) = (self.ledger.floors(&name), self.ledger.existence(&name));
         let since = self.now();
-        let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
-            Ok(attr) => attr,
-            Err(Errno::ENOENT) => {
-                // Entries may be cached for their time to live.
-                if fresh {
-                    self.ledger.check_name(&self.context.name, &name, before, false);
-                }
-                return Ok(());
+        let Some(inode) = self.look_up(&name).await? else {
+            // Entries may be cached for their time to live.
+            if fresh {
+                self.ledger.check_name(&self.context.name, &name, before, false);
             }
-            Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
+            return Ok(());
         };
-        self.ledger.found(&name);
         let asked = self.sizes.file;
-        match read_whole(&self.client, InodeId(attr.inode), asked).await {
+        match read_whole(&self.client, inode, asked).await {
             Ok(bytes) => {
                 stats::add("blocks checked", (bytes.len() / BLOCK) as u64);
                 self.notice_failures();
@@ -579,6 +577,23 @@ impl Worker {
         }
     }
 
+    /// The inode of this name, if it is found.
+    async fn look_up(&mut self, name: &str) -> Result<Option<InodeId>, Failed> {
+        let since = self.now();
+        let found = match self.client.lookup(ROOT, name.as_bytes()).await {
+            Ok(attr) => Some(attr),
+            Err(Errno::ENOENT) => None,
+            Err(errno) => return Err(self.failed(errno, About::Name, name, since)),
+        };
+        let (who, size) = (&self.context.name, found.map(|attr| attr.size));
+        stats::count("lookups checked");
+        self.ledger.check_lookup(who, name, since.ns, size, self.ttl);
+        if found.is_some() {
+            self.ledger.found(name);
+        }
+        Ok(found.map(|attr| InodeId(attr.inode)))
+    }
+
     async fn hold_other(&mut self) -> Ended {
         if self.held.len() >= OPEN_MAX {
             self.client.release(self.held.remove(0).handle).await;
@@ -586,14 +601,9 @@ impl Worker {
         let names = self.ledger.names();
         let name = self.rng.pick(&names).clone();
         let floors = self.ledger.floors(&name);
+        let Some(inode) = self.look_up(&name).await? else { return Ok(()) };
         let since = self.now();
-        let attr = match self.client.lookup(ROOT, name.as_bytes()).await {
-            Ok(attr) => attr,
-            Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
-        };
-        self.ledger.found(&name);
-        let handle = match self.client.open(InodeId(attr.inode), READ_ONLY).await {
+        let handle = match self.client.open(inode, READ_ONLY).await {
             Ok(handle) => handle,
             Err(Errno::ESTALE | Errno::ENOENT) if self.ledger.may_be_gone(&name) => return Ok(()),
             Err(errno) => return Err(self.failed(errno, About::Name, &name, since)),
