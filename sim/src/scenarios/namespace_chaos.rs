@@ -131,7 +131,7 @@ impl Known {
 }
 
 async fn run(seed: u64) {
-    work(Options::draw(seed).with_points()).await;
+    work(Options::draw(seed).with_points().with_deadline()).await;
 }
 
 async fn members(seed: u64) {
