@@ -8,6 +8,7 @@ use super::{Call, CallError, Identity, Peer, Role, calls, check_lengths};
 use crate::limits::Limits;
 use crate::seam::{self, Mono};
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+
+/// A dial that has no answer for so long is begun once more beside the first. Whoever has just come back, or can be
+/// reached again, never sees what was sent before, and the kernel repeats it only after a second: longer than a master
+/// waits for its leader's heartbeats.
+const DIAL_AGAIN: Duration = Duration::from_millis(200);
 
 type Dialled = Result<Arc<Conn>, Arc<str>>;
 
@@ -336,16 +342,34 @@ impl Dial {
         sender.send_replace(Some(dialled));
     }
 
-    async fn dial(&self) -> Result<Arc<Conn>, String> {
-        let mut stream = match TcpStream::connect(&self.address).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                if let Some(time) = hook::on_dial_error(&self.identity, &self.address) {
-                    tokio::time::sleep(time).await;
+    /// A stream to the peer: of several attempts, begun one after another, the first that has an answer.
+    async fn stream(&self) -> std::io::Result<TcpStream> {
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(self.attempt());
+            tokio::select! {
+                biased;
+                Some(answer) = attempts.next() => return answer,
+                // SINGLE: what nobody answers is not begun once more.
+                () = tokio::time::sleep(DIAL_AGAIN), if !crate::bug!(SINGLE) => {
+                    crate::mark!("dialled once more");
                 }
-                return Err(error.to_string());
             }
-        };
+        }
+    }
+
+    async fn attempt(&self) -> std::io::Result<TcpStream> {
+        let answer = TcpStream::connect(&self.address).await;
+        if answer.is_err()
+            && let Some(time) = hook::on_dial_error(&self.identity, &self.address)
+        {
+            tokio::time::sleep(time).await;
+        }
+        answer
+    }
+
+    async fn dial(&self) -> Result<Arc<Conn>, String> {
+        let mut stream = self.stream().await.map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
         let mut decoder = hello::decoder();
         let greeter = Greeter {
