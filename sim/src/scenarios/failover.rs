@@ -11,7 +11,7 @@ use crate::harness::{Scenario, Share};
 use crate::rng::Rng;
 use crate::stats;
 use crate::trace;
-use crate::world::{NodeContext, Options, World};
+use crate::world::{NodeContext, Options, World, frames};
 use mooseng::client::{Client, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::ROOT;
@@ -24,7 +24,12 @@ pub const SCENARIO: Scenario = Scenario {
     about: "the leader dies again and again under a writer",
     seeds: 5,
     limit: Duration::from_secs(600),
-    must_count: &[stats::FSYNCS, "fault: leader killed", "fault: leader lost its power"],
+    must_count: &[
+        stats::FSYNCS,
+        "fault: leader killed",
+        "fault: leader lost its power",
+        frames::UNANSWERED,
+    ],
     run: |seed| Box::pin(run(seed)),
 };
 

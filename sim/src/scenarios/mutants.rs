@@ -143,6 +143,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("PATIENT", "whoever waits for room hears of no failure", "servers_full", 4),
     Mutant::caught("HOARD", "what waits for a disk counts as being received", "hung_disk", 4),
     Mutant::caught("UNHEARD", "whoever is held back gets no sign of life", "hung_disk", 4),
+    Mutant::caught("SINGLE", "a dial that nobody answers is not repeated", "failover", 20),
     Mutant::caught("CURT", "a replica that moved is EIO for a reader", "moved_away", 12),
     Mutant::caught("GAP", "a batch is taken before those in front of it", "namespace_model", 20),
     Mutant::caught("ANYBODY", "the incarnation of a peer is not checked", "members_chaos", 20),

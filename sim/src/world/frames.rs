@@ -1,5 +1,6 @@
 //! Every frame that leaves or reaches a process: it goes into the trace, before the oracles, and may be lost,
-//! doubled, delayed, or break its connection; a handler may be dropped at one of its awaits.
+//! doubled, delayed, or break its connection; a handler may be dropped at one of its awaits. Dials of machines that
+//! are off or cut off get no answer, not even a refusal.
 
 use super::node;
 use super::options::NetOptions;
@@ -7,6 +8,8 @@ use crate::plan::{Fate, FrameKey};
 use crate::rng::Rng;
 use crate::{plan, stats, trace};
 use mooseng::checksum::crc32c;
+use mooseng::limits::Limits;
+use mooseng::wire::Identity;
 use mooseng::wire::calls;
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::{self, FrameInfo, Hook, Verdict};
@@ -33,6 +36,12 @@ pub struct Frames {
     holes: Mutex<BTreeSet<(String, String)>>,
     /// The same, and by how much every frame is late.
     late: Mutex<BTreeMap<(String, String), Duration>>,
+    /// Dialling machine and address between which something is cut, in whichever direction: no handshake ends.
+    cut: Mutex<BTreeSet<(String, String)>>,
+    /// Addresses of machines without power.
+    dark: Mutex<BTreeSet<String>>,
+    /// How long a dial waits that nobody answers.
+    patience: Duration,
     /// By sending machine.
     runs: Mutex<BTreeMap<String, Run>>,
 }
@@ -44,13 +53,16 @@ struct Run {
     spared: u32,
 }
 
+/// Counts dials of machines that are off or cut off.
+pub const UNANSWERED: &str = "dial that nobody answered";
+
 /// Requests that arrive after a run of lost ones: enough to be pointed to somebody else and asking that one.
 const SPARED: u32 = 3;
 
 struct Hooked(Arc<Frames>);
 
 impl Frames {
-    pub(super) fn install(rng: Rng, options: NetOptions) -> Arc<Frames> {
+    pub(super) fn install(rng: Rng, options: NetOptions, limits: &Limits) -> Arc<Frames> {
         let frames = Arc::new(Frames {
             rng: Mutex::new(rng),
             options,
@@ -58,6 +70,9 @@ impl Frames {
             watchers: RwLock::new(Vec::new()),
             holes: Mutex::default(),
             late: Mutex::default(),
+            cut: Mutex::default(),
+            dark: Mutex::default(),
+            patience: limits.connect_deadline,
             runs: Mutex::default(),
         });
         hook::install(Box::new(Hooked(frames.clone())));
@@ -86,6 +101,26 @@ impl Frames {
             true => _ = links.remove(&link),
             false => _ = links.insert(link, late),
         }
+    }
+
+    /// Dials from this machine to this address are answered, or not.
+    pub(super) fn set_cut(&self, link: (String, String), is_cut: bool) {
+        let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        _ = if is_cut { cut.insert(link) } else { cut.remove(&link) };
+    }
+
+    /// Whether a machine at this address has power.
+    pub(super) fn set_dark(&self, address: String, is_dark: bool) {
+        let mut dark = self.dark.lock().unwrap_or_else(PoisonError::into_inner);
+        _ = if is_dark { dark.insert(address) } else { dark.remove(&address) };
+    }
+
+    /// Whether nobody refuses a dial either: the machine has no power, or something is cut on the way.
+    fn is_silent(&self, node: &str, remote: &str) -> bool {
+        let link = link(node, remote);
+        let dark = self.dark.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        dark.contains(&link.1) || cut.contains(&link)
     }
 
     /// By how much a frame is late because its link is slow.
@@ -245,6 +280,14 @@ impl Hook for Hooked {
         record("receive", &node, frame);
         self.0.show(|watcher| watcher.received(&node, frame));
         Verdict::Deliver
+    }
+
+    fn on_dial_error(&self, _local: &Identity, address: &str) -> Option<Duration> {
+        if !self.0.is_silent(&node::here(), address) {
+            return None;
+        }
+        stats::count(UNANSWERED);
+        Some(self.0.patience)
     }
 
     fn polls_allowed(&self, request: &FrameInfo<'_>) -> Option<u32> {

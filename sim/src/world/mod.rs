@@ -58,7 +58,7 @@ impl World {
         let rng = Rng::new(options.seed);
         let text = serde_json::to_string(&options).expect("options print");
         trace::say(Kind::Phase, "world", &format!("options {text}"));
-        let frames = Frames::install(rng.fork("frames"), options.net.clone());
+        let frames = Frames::install(rng.fork("frames"), options.net.clone(), &options.limits());
         let nodes = Mutex::new(BTreeMap::new());
         let (handle, absences) = (Handle::current(), Absences::default());
         let world = Arc::new(World { handle, frames, absences, rng, nodes, options });
@@ -196,6 +196,7 @@ impl World {
         // Stopped tasks keep their sockets open and silent; they are dropped at the restart.
         self.handle.pause(node.id());
         NetSim::current().clog_node(node.id());
+        self.frames.set_dark(node.ip().to_string(), true);
         self.set_power(&node, Power::Off);
     }
 
@@ -219,6 +220,7 @@ impl World {
             }
             if power == Power::Off {
                 NetSim::current().unclog_node(node.id());
+                self.frames.set_dark(node.ip().to_string(), false);
                 clocks::reboot(node.id(), self.rng(&format!("{name} boots")).below(1 << 50));
             }
             self.handle.restart(node.id());

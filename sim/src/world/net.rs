@@ -10,23 +10,23 @@ impl World {
     /// Cuts every link from a machine of `from` to one of `to`; frames wait until it is mended.
     pub fn cut_one_way(&self, from: &[String], to: &[String]) {
         trace::say(Kind::Cut, "net", &format!("cut {} -> {}", from.join(","), to.join(",")));
-        self.links(from, to, |net, a, b| net.clog_link(a, b));
+        self.links(from, to, true);
         self.apart(from, to, Why::Cut, true);
     }
 
     /// Cuts every link between the two groups.
     pub fn cut(&self, a: &[String], b: &[String]) {
         trace::say(Kind::Cut, "net", &format!("cut {} <> {}", a.join(","), b.join(",")));
-        self.links(a, b, |net, a, b| net.clog_link(a, b));
-        self.links(b, a, |net, a, b| net.clog_link(a, b));
+        self.links(a, b, true);
+        self.links(b, a, true);
         self.apart(a, b, Why::Cut, true);
     }
 
     /// Mends every link between the two groups.
     pub fn join(&self, a: &[String], b: &[String]) {
         trace::say(Kind::Mended, "net", &format!("mended {} <> {}", a.join(","), b.join(",")));
-        self.links(a, b, |net, a, b| net.unclog_link(a, b));
-        self.links(b, a, |net, a, b| net.unclog_link(a, b));
+        self.links(a, b, false);
+        self.links(b, a, false);
         self.apart(a, b, Why::Cut, false);
     }
 
@@ -73,20 +73,22 @@ impl World {
     /// Mends every link.
     pub fn join_all(&self) {
         let all = self.all_names();
-        self.links(&all, &all, |net, a, b| net.unclog_link(a, b));
+        self.links(&all, &all, false);
         self.apart(&all, &all, Why::Cut, false);
     }
 
-    fn links(
-        &self,
-        from: &[String],
-        to: &[String],
-        set: impl Fn(&NetSim, madsim::task::NodeId, madsim::task::NodeId),
-    ) {
+    fn links(&self, from: &[String], to: &[String], is_cut: bool) {
         let net = NetSim::current();
         for a in from {
             for b in to.iter().filter(|b| *b != a) {
-                set(&net, self.node(a).id(), self.node(b).id());
+                let (one, other) = (self.node(a), self.node(b));
+                match is_cut {
+                    true => net.clog_link(one.id(), other.id()),
+                    false => net.unclog_link(one.id(), other.id()),
+                }
+                // A handshake needs both directions, and they are only ever mended together.
+                self.frames.set_cut((a.clone(), other.ip().to_string()), is_cut);
+                self.frames.set_cut((b.clone(), one.ip().to_string()), is_cut);
             }
         }
     }

@@ -42,7 +42,7 @@ fn stop(world: &Weak<World>, id: NodeId, time: Duration) {
     stats::count("fault: master stood still for its disk");
     trace::say(Kind::Stopped, &name, &format!("stands still for its disk, {time:?}"));
     world.handle.pause(id);
-    node.set_power(Power::Paused);
+    world.set_power(&node, Power::Paused);
     tokio::spawn(async move {
         tokio::time::sleep(time).await;
         if world.incarnation(&name) == incarnation {
