@@ -5,6 +5,7 @@
 use super::Shared;
 use super::repair::{self, enter};
 use super::rpc::refusal;
+use crate::bug;
 use crate::ids::{ChunkId, Generation, InodeId, ServerId, SessionId};
 use crate::namespace::tables::{
     Chunks, Deletable, Deleting, Doomed, Orphans, SessionPins, Sessions,
@@ -77,7 +78,11 @@ fn doomed(shared: &Shared) -> Result<Vec<pb::Chunk>, TableError> {
     for row in view.range::<Doomed>(&from, None).take(STEP) {
         let ((server, id, generation), row) = row?;
         shared.soft().cursors.doomed = (server, id, Generation(generation.get() + 1));
-        let layout = view.get::<Chunks>(&id)?.and_then(|chunk| chunk.layout);
+        // NAMELESS: a replica is named by its chunk, as long as there is one.
+        let layout = match bug!(NAMELESS) {
+            true => view.get::<Chunks>(&id)?.and_then(|chunk| chunk.layout),
+            false => Some(pb::Layout { data: row.data_shards, parity: 0 }),
+        };
         found.push(pb::Chunk {
             id: id.get(),
             layout,
@@ -99,7 +104,8 @@ fn deleting(shared: &Shared) -> Result<Vec<pb::Chunk>, TableError> {
         next = id.get() + 1;
         chunks.extend(view.get::<Chunks>(&id)?);
     }
-    shared.soft().cursors.deleting = next;
+    // LITTER: whoever was not asked, or did not answer, is not asked again.
+    shared.soft().cursors.deleting = if bug!(LITTER) { next.max(from.get()) } else { next };
     Ok(chunks)
 }
 
@@ -140,6 +146,7 @@ async fn delete_one(shared: &Shared, chunk: &pb::Chunk, replica: &pb::Replica) -
     match shared.pool.call::<calls::Delete>(&address, &request, vec![], deadline).await {
         Ok(_) => true,
         Err(CallError::Refused(refusal)) => refusal.code == RefusalCode::NoSuchReplica,
-        Err(_) => false,
+        // STRAY: whoever does not answer is taken to have done it.
+        Err(_) => bug!(STRAY),
     }
 }

@@ -33,6 +33,12 @@ pub(super) fn is_degraded(chunk: &Chunk) -> bool {
     chunk.state() != ChunkState::Deleting && chunk.replicas.len() < shards_of(chunk)
 }
 
+/// A replica outside of the set of its chunk. Its row has all of its id: it may stay longer than the chunk's.
+fn pending_row(chunk: &Chunk, replica: Replica) -> PendingReplicaRow {
+    let data_shards = chunk.layout.map_or(0, |layout| layout.data);
+    PendingReplicaRow { replica: Some(replica), data_shards }
+}
+
 impl State<'_> {
     pub fn chunk(&self, id: u64) -> Outcome<Chunk> {
         Ok(self.db.get::<Chunks>(&ChunkId(id))?.ok_or(Errno::ENOENT)?)
@@ -189,7 +195,7 @@ impl State<'_> {
         chunk.epoch += 1;
         for pending in self.pending_of(id)? {
             self.db.delete::<PendingReplicas>(&(id, Generation(pending.r#gen)))?;
-            self.doom(id, pending)?;
+            self.doom(&chunk, pending)?;
         }
         self.db.delete::<Deletable>(&id)?;
         self.forget_holes(id)?;
@@ -249,7 +255,7 @@ impl State<'_> {
             return Err(Errno::EBUSY.into());
         }
         let replica = Replica { r#gen: self.next_id(), shard: cmd.shard, server: cmd.server };
-        let row = PendingReplicaRow { replica: Some(replica) };
+        let row = pending_row(&chunk, replica);
         self.db.put::<PendingReplicas>(&(id, Generation(replica.r#gen)), &row)?;
         Ok(replica.r#gen)
     }
@@ -262,9 +268,9 @@ impl State<'_> {
     }
 
     /// The replica left, or never joined, its set: it waits for deletion by its own id.
-    fn doom(&mut self, id: ChunkId, replica: Replica) -> Outcome<()> {
-        let key = (ServerId(replica.server), id, Generation(replica.r#gen));
-        Ok(self.db.put::<Doomed>(&key, &PendingReplicaRow { replica: Some(replica) })?)
+    fn doom(&mut self, chunk: &Chunk, replica: Replica) -> Outcome<()> {
+        let key = (ServerId(replica.server), ChunkId(chunk.id), Generation(replica.r#gen));
+        Ok(self.db.put::<Doomed>(&key, &pending_row(chunk, replica))?)
     }
 
     /// A verified copy joins the set of a sealed chunk, in place of (old_gen, shard) or, with old_gen 0, into
@@ -283,7 +289,7 @@ impl State<'_> {
         }
         let pending = (id, Generation(new.r#gen));
         let doomed = (ServerId(new.server), id, Generation(new.r#gen));
-        let expected = Some(PendingReplicaRow { replica: Some(new) });
+        let expected = Some(pending_row(&chunk, new));
         let is_pending = self.db.get::<PendingReplicas>(&pending)? == expected;
         let is_doomed = self.db.get::<Doomed>(&doomed)? == expected;
         if !is_pending && !is_doomed {
@@ -305,7 +311,7 @@ impl State<'_> {
         }
         if let Some(old) = old {
             self.db.delete::<ServerChunks>(&(ServerId(old.server), id))?;
-            self.doom(id, old)?;
+            self.doom(&chunk, old)?;
             chunk.replicas.retain(|r| r.shard != new.shard);
         }
         self.db.put::<ServerChunks>(&(ServerId(new.server), id), &EmptyRow {})?;
@@ -326,7 +332,7 @@ impl State<'_> {
         if let Some(row) = self.db.get::<PendingReplicas>(&pending)? {
             self.db.delete::<PendingReplicas>(&pending)?;
             if let Some(replica) = row.replica {
-                self.doom(id, replica)?;
+                self.doom(&chunk, replica)?;
             }
             return Ok(chunk);
         }
@@ -342,7 +348,7 @@ impl State<'_> {
         }
         let old = chunk.replicas.remove(at);
         self.db.delete::<ServerChunks>(&(ServerId(old.server), id))?;
-        self.doom(id, old)?;
+        self.doom(&chunk, old)?;
         chunk.epoch += 1;
         self.put_chunk(&chunk)?;
         Ok(chunk)
