@@ -78,9 +78,23 @@ fn obey(shared: &Shared, term: u64) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::StaleTerm, format!("{known} has begun, this is from t{term}")))
 }
 
+/// Rule A2: a replica of one server is not made by another that answers at its address, whose disk was lost, say: nobody
+/// would ever look for it there, and the writer would count it as the other's.
+fn is_meant(shared: &Shared, server: u64) -> Result<(), Refusal> {
+    let own = shared.known().server.map_or(0, |own| own.0);
+    // STANDIN: whoever answers at an address is taken for the server that was there.
+    if server == 0 || server == own || bug!(STANDIN) {
+        return Ok(());
+    }
+    mark!("chunkserver: append to another server's replica refused");
+    let what = format!("chunkserver {server} was expected, chunkserver {own} answers");
+    Err(Refusal::new(RefusalCode::WrongNode, what))
+}
+
 async fn append(shared: &Shared, request: Incoming) -> Result<Outgoing, Refusal> {
     let question = request.decode::<calls::Append>()?;
     let id = replica(question.replica.as_ref())?;
+    is_meant(shared, question.server)?;
     let Incoming { body, payload, memory, .. } = request;
     // What is decoded is all that is needed of it.
     drop(body);

@@ -181,6 +181,7 @@ impl OpenChunk {
                 crcs: shard.crcs.clone(),
                 create: offset == 0,
                 sync,
+                server: home.server.get(),
             };
             append_one(pool, home, request, &shard.payload, deadline)
         });

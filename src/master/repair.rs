@@ -13,7 +13,7 @@ use crate::pb;
 use crate::placement::{self, Health, Repair, ServerView};
 use crate::seam;
 use crate::tables::{Read, TableError};
-use crate::wire::{Refusal, calls};
+use crate::wire::{Refusal, Role, calls};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -455,10 +455,16 @@ async fn rebuild(
     Ok(())
 }
 
-/// A server's address, if it is committed.
+/// A server's address, if it is committed. Of one that counts, nobody else is spoken to there: a machine that lost its
+/// disk answers at the same address, has nothing and knows nothing of who it was.
 pub(super) fn address(shared: &Shared, server: ServerId) -> Option<String> {
     let row = shared.raft.view().get::<crate::namespace::tables::Servers>(&server);
-    row.ok().flatten().map(|row| row.address)
+    let row = row.ok().flatten()?;
+    let counts = matches!(row.state(), pb::ServerState::Active | pb::ServerState::Draining);
+    if counts && !crate::bug!(STANDIN) {
+        shared.pool.expect(&row.address, Role::Chunkserver, server.get());
+    }
+    Some(row.address)
 }
 
 /// A chunk that one task works on; others leave it alone until this is dropped, or this master leads in another term
