@@ -148,6 +148,7 @@ async fn append(
         crcs: block_crcs(id.chunk, id.crc_shard(), blocks as u32, &data),
         create: blocks == 0,
         sync: true,
+        server: 0,
     };
     let address = format!("{}:{PORT}", chunkserver_ip(1));
     pool.call::<calls::Append>(&address, &request, vec![data], deadline).await.map(drop)
