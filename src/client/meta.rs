@@ -97,7 +97,9 @@ impl Meta {
 
     /// Until when an answer to what was asked at `asked` may be used.
     pub fn until(&self, asked: Mono) -> Mono {
-        asked + self.limits.attr_ttl
+        // FOGGY: for longer than that.
+        let times = if crate::bug!(FOGGY) { 5 } else { 1 };
+        asked + self.limits.attr_ttl * times
     }
 
     /// How long an inode's attributes, and with `parent` the names in that directory, may be used without asking.

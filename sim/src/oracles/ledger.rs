@@ -127,6 +127,14 @@ impl Ledger {
         self.files().keys().cloned().collect()
     }
 
+    /// The names that were asked for last, so many at most, the newest first.
+    pub fn newest(&self, most: usize) -> Vec<String> {
+        let files = self.files();
+        let mut names: Vec<(u64, &String)> = files.iter().map(|(n, f)| (f.number, n)).collect();
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        names.into_iter().take(most).map(|(_, name)| name.clone()).collect()
+    }
+
     /// A name that nobody used before is about to be created.
     pub fn creating(&self, name: &str) {
         let mut files = self.files();

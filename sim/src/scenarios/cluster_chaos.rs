@@ -208,6 +208,7 @@ fn add_clients(world: &Arc<World>, program: &Program) {
                 let client = connect(&context, &config).await;
                 let name = format!("{} {}", context.name, context.incarnation);
                 let rng = Rng::new(seed).fork(&name);
+                let looks = Rng::new(seed).fork(&format!("{name} looks"));
                 let (open, held, files, failures) = (vec![], vec![], 0, 0);
                 let (ledger, ttl) = (program.ledger.clone(), config.limits.attr_ttl);
                 let worker = Worker {
@@ -216,6 +217,9 @@ fn add_clients(world: &Arc<World>, program: &Program) {
                     ledger,
                     program,
                     rng,
+                    looks,
+                    looks_until_ns: 0,
+                    looked_at: vec![],
                     sizes,
                     ttl,
                     open,
@@ -345,6 +349,10 @@ struct Worker {
     ledger: Ledger,
     program: Program,
     rng: Rng,
+    looks: Rng,
+    /// Until then it only looks at names.
+    looks_until_ns: u64,
+    looked_at: Vec<String>,
     sizes: Sizes,
     /// How old caches may be.
     ttl: Duration,
@@ -361,7 +369,9 @@ impl Worker {
     async fn run(mut self) {
         self.context.say("works");
         loop {
-            tokio::time::sleep(Duration::from_millis(self.rng.range(1, 40))).await;
+            let looks = self.only_looks();
+            let pause_ms = if looks { self.looks.range(20, 300) } else { self.rng.range(1, 40) };
+            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             if self.program.calm.load(Ordering::Relaxed) {
                 // What is written now would change under the audit's eyes.
                 continue;
@@ -372,6 +382,7 @@ impl Worker {
             let since = trace::now_ns();
             let (what, ended) = match self.whole_ns().is_some() && !self.proven {
                 true => ("prove", self.prove().await),
+                false if looks => ("look", self.look().await),
                 false => self.step().await,
             };
             let outcome = ended.as_ref().map_err(|failed| failed.errno).copied();
@@ -393,6 +404,29 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Now and then it only looks at two names for some seconds: whoever asks for more hears with each answer that the
+    /// directory has changed, and uses nothing that is old.
+    fn only_looks(&mut self) -> bool {
+        let world = self.context.world.upgrade().expect("the world outlives its machines");
+        if world.frames.is_quiet() {
+            return false;
+        }
+        let now = trace::now_ns();
+        if now >= self.looks_until_ns && self.looks.chance(1, 60) {
+            self.looks_until_ns = now + self.looks.range(1_500, 3_500) * 1_000_000;
+            let mut names = self.ledger.newest(8);
+            self.looks.shuffle(&mut names);
+            names.truncate(2);
+            self.looked_at = names;
+        }
+        now < self.looks_until_ns && !self.looked_at.is_empty()
+    }
+
+    async fn look(&mut self) -> Ended {
+        let name = self.looks.pick(&self.looked_at).clone();
+        self.look_up(&name).await.map(drop)
     }
 
     /// When everything was whole again, if it is.

@@ -118,6 +118,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("UNMAPPED", "a hole is punched before its map is durable", "store_model", 20),
     Mutant::caught("UNPROVEN", "a rebuilt copy is not read back", "store_model", 20),
     Mutant::caught("MOODY", "a chunk that fails is an error of the writer", "cluster_chaos", 20),
+    Mutant::caught("FOGGY", "caches live five times as long as they may", "members_chaos", 20),
     Mutant::caught("ASLEEP", "nobody is woken when bytes are cut off", "cut_and_close", 8),
     Mutant::caught("BUSY", "a leader's own work is taken for a stall", "busy_leader", 4),
     Mutant::caught("HALFWAY", "a change of members stays half done", "half_changed", 8),
