@@ -385,23 +385,26 @@ impl Worker {
                 false if looks => ("look", self.look().await),
                 false => self.step().await,
             };
-            let outcome = ended.as_ref().map_err(|failed| failed.errno).copied();
-            self.context.did(since, what, &format!("{outcome:?}"));
-            match ended {
-                Ok(()) => {
-                    stats::count(stats::OPERATIONS);
-                    if MASTERS_ANSWER.contains(&what) {
-                        self.program.liveness.served(&self.context.name, since);
-                    }
+            self.note(what, since, ended);
+        }
+    }
+
+    /// Counts what an operation that began at `since` came to; an error must have a cause.
+    fn note(&self, what: &str, since: u64, ended: Ended) {
+        let outcome = ended.as_ref().map_err(|failed| failed.errno).copied();
+        self.context.did(since, what, &format!("{outcome:?}"));
+        match ended {
+            Ok(()) => {
+                stats::count(stats::OPERATIONS);
+                if MASTERS_ANSWER.contains(&what) {
+                    self.program.liveness.served(&self.context.name, since);
                 }
-                Err(failed) => {
-                    stats::count("operations failed");
-                    self.context.say(&format!("{what} fails: {:?}", failed.errno));
-                    let world =
-                        self.context.world.upgrade().expect("the world outlives its machines");
-                    let whole = self.whole_ns();
-                    failed.judge(&self.context.name, what, &self.client, &world, whole);
-                }
+            }
+            Err(failed) => {
+                stats::count("operations failed");
+                self.context.say(&format!("{what} fails: {:?}", failed.errno));
+                let world = self.context.world.upgrade().expect("the world outlives its machines");
+                failed.judge(&self.context.name, what, &self.client, &world, self.whole_ns());
             }
         }
     }
