@@ -14,6 +14,8 @@ use crate::pb;
 use crate::seam;
 use crate::tables::{Read, TableError};
 use crate::wire::{CallError, Refusal, RefusalCode, calls};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// Files purged and chunks deleted in one round.
@@ -43,13 +45,26 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<(), Refusal> {
     for kind in proposals {
         shared.raft.propose(pb::Proposal { kind: Some(kind) }).await.map_err(refusal)?;
     }
-    for chunk in deleting(shared).map_err(fatal)? {
-        delete(shared, chunk);
-    }
-    for chunk in doomed(shared).map_err(fatal)? {
-        delete(shared, chunk);
-    }
+    let (deleting, doomed) = (deleting(shared).map_err(fatal)?, doomed(shared).map_err(fatal)?);
+    by_chunk(deleting.into_iter().chain(doomed)).into_iter().for_each(|work| delete(shared, work));
     Ok(())
+}
+
+/// What has to go of one chunk is one piece of work, as one task at a time has the chunk: a replica on a server that
+/// never comes back would be first in each round, and keep all others of its chunk waiting.
+fn by_chunk(work: impl Iterator<Item = pb::Chunk>) -> Vec<pb::Chunk> {
+    // CROWDED: each replica is a piece of its own.
+    if bug!(CROWDED) {
+        return work.collect();
+    }
+    let mut chunks: BTreeMap<u64, pb::Chunk> = BTreeMap::new();
+    for chunk in work {
+        match chunks.entry(chunk.id) {
+            Entry::Occupied(mut first) => first.get_mut().replicas.extend(chunk.replicas),
+            Entry::Vacant(first) => _ = first.insert(chunk),
+        }
+    }
+    chunks.into_values().collect()
 }
 
 /// Sessions that ended and still have pins; goes on where it stopped.
