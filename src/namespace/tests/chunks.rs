@@ -184,7 +184,8 @@ fn repair_replaces_a_replica_by_epoch() {
     let copy = pb::Replica { r#gen: generation, shard: 1, server: servers[3] };
     rig.drop_replica(&adopted, copy).unwrap();
     assert_eq!((rig.rows::<PendingReplicas>(), rig.rows::<Doomed>()), (0, 2));
-    let key = (ServerId(copy.server), ChunkId(chunk.id), Generation(generation));
+    let server = crate::ids::ServerId(copy.server);
+    let key = (server, crate::ids::ChunkId(chunk.id), crate::ids::Generation(generation));
     let row = rig.ns.db().get::<Doomed>(&key).unwrap().unwrap();
     assert_eq!(
         (row.replica, row.data_shards),
