@@ -330,10 +330,9 @@ impl Writers {
             }
             _ => deadline,
         };
-        let errno = match error {
-            OpenError::Errno(errno) => *errno,
-            _ => Errno::EIO,
-        };
+        // What the masters say beside that is for this client, and no answer to who writes.
+        let full = *error == OpenError::Errno(Errno::ENOSPC);
+        let errno = if full { Errno::ENOSPC } else { Errno::EIO };
         let mut groups = self.groups();
         let waiting = &mut groups.entry(key).or_default().waiting;
         waiting.retain(|segment| {

@@ -7,18 +7,19 @@
 //! - What files refer to lies within committed lengths.
 //! - No copy that a repair began is left over.
 //! - What is committed as a hole may be one, or not yet; nothing else may. Garbage is bounded: what is worth
-//!   punching is punched, and every server has heard of it.
+//!   punching is punched, and every server has heard of it. What was given up is gone (`garbage`).
 //!
 //! A scrub may need its period to find rot, so bad shards must be put right within a minute; fewer good shards
 //! than needed to read are a violation at once.
 //!
 //! Not checked: whether the bytes are those that were written (O2); the erasure code itself, whose encoder is
-//! used here too; shards that no master knows, which are counted.
+//! used here too.
 
 use crate::cluster::chunkserver_ip;
 use crate::cluster::full::Cluster;
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
+use crate::oracles::garbage::{self, Disks};
 use crate::stats;
 use crate::world::{Role, World};
 use mooseng::checksum::block_crc;
@@ -34,7 +35,6 @@ use mooseng::tables::Read;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 const BLOCK: usize = 4096;
@@ -96,6 +96,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         }
     }
     wasted(&view)?;
+    garbage::look(&view, &servers).map_err(Broken::Weak)?;
     for row in view.range::<Extents>(&(InodeId(0), 0), None) {
         let ((inode, at), extent) = row.expect("tables");
         let Some(Source::Chunk(range)) = &extent.source else { continue };
@@ -131,7 +132,7 @@ fn wasted(view: &impl Read) -> Result<(), Broken> {
 }
 
 /// The disk of each active server.
-fn disks(world: &World, view: &impl Read) -> BTreeMap<u64, Arc<SimDisk>> {
+fn disks(world: &World, view: &impl Read) -> Disks {
     let machines = world.names(Role::Chunkserver);
     let rows = view.range::<Servers>(&ServerId(0), None).map(|row| row.expect("tables").1);
     let active = rows.filter(|row| row.state() == ServerState::Active);
@@ -160,11 +161,7 @@ fn in_shard(k: usize, hole: &Hole) -> Range<usize> {
     hole.from as usize / stripe * cell..hole.end as usize / stripe * cell
 }
 
-fn one(
-    chunk: &pb::Chunk,
-    holes: &[Hole],
-    disks: &BTreeMap<u64, Arc<SimDisk>>,
-) -> Result<(), Broken> {
+fn one(chunk: &pb::Chunk, holes: &[Hole], disks: &Disks) -> Result<(), Broken> {
     let layout = chunk.layout.unwrap_or_default();
     let (k, m) = (layout.data as usize, layout.parity as usize);
     let len = shard_len(k, chunk.committed_len as usize);
@@ -232,9 +229,7 @@ fn shard(
     (len, holes): (usize, &[Range<usize>]),
 ) -> Result<Found, String> {
     let k = chunk.layout.unwrap_or_default().data as usize;
-    let (id, generation) = (chunk.id, replica.r#gen);
-    let name = format!("{id:016x}-{generation:x}-{}-{k}.dat", replica.shard);
-    let file = disk.written(&format!("chunks/{:02x}/{name}", id & 0xff)).ok_or("no such file")?;
+    let file = disk.written(&garbage::path(chunk, replica)).ok_or("no such file")?;
     let table = (shard_len(k, CHUNK_MAX) / BLOCK * 4).next_multiple_of(BLOCK);
     let data = file.get(HEADER + table..HEADER + table + len);
     let data = data.ok_or_else(|| format!("the file has {} bytes", file.len()))?;
@@ -247,7 +242,7 @@ fn shard(
         }
         let at = HEADER + index * 4;
         let crc = u32::from_le_bytes(file[at..at + 4].try_into().expect("four bytes"));
-        if block_crc(ChunkId(id), seed, index as u32, block) != crc {
+        if block_crc(ChunkId(chunk.id), seed, index as u32, block) != crc {
             return Err(format!("block {index} does not match its CRC"));
         }
     }

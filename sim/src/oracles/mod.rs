@@ -6,7 +6,7 @@
 //! | O2, O3 | what was written is what is read; what was synced is never lost | `ledger` |
 //! | O4 | one state hash per applied index, on all masters and through restarts | `state_hash` |
 //! | O5 | the invariants of Raft | `raft` |
-//! | O6 | every chunk has its shards, valid and equal | `chunks` |
+//! | O6 | every chunk has its shards, valid and equal, and nothing else is left over | `chunks`, `garbage` |
 //! | O7 | soon after healing everything works again; errors have causes | `liveness`, `errors` |
 //! | O11 | a failed write-back is told once to each description | `reporting` |
 //! | O12 | the same seed does the same in every process | `crate::trace`, `crate::harness::determinism` |
@@ -16,6 +16,7 @@
 
 pub mod chunks;
 pub mod errors;
+pub mod garbage;
 pub mod ledger;
 pub mod linear;
 pub mod liveness;
