@@ -2,7 +2,8 @@
 //! masters and clients crash, lose power (all at once too) and the network splits and loses frames.
 //!
 //! Checked: O1 (every answer that reaches a client is the model's, in an order that real time allows), O4,
-//! O5, O12, O13 (log, votes), O10, and after healing O7. Not checked: file data.
+//! O5, O12, O13 (log, votes), O10, and after healing O7. They write to what they have open, so that commits of dirty files
+//! (sizes, times, privileges) meet renames, truncations and removals. Not checked: which bytes files have (O2, O3).
 //!
 //! [`MEMBERS`] is the same with nothing but masters that join, lose their disk or their log or meet an error of it,
 //! while single frames are lost, doubled and late, often.
@@ -40,6 +41,7 @@ pub const SCENARIO: Scenario = Scenario {
         "O1 changes nobody heard of",
         "O1 reads checked",
         "O1 repeated operations",
+        "O1 commits checked",
         "O5 entries checked",
         "O5 entries applied",
         "O5 votes checked",
@@ -68,6 +70,7 @@ pub const MEMBERS: Scenario = Scenario {
         "O1 changes checked",
         "O1 reads checked",
         "O1 repeated operations",
+        "O1 commits checked",
         "O5 entries applied",
         "O13 commits checked",
         "damage: master added",
@@ -205,6 +208,7 @@ fn add_client(
                     calm: calm.clone(),
                     liveness: liveness.clone(),
                     rng: Rng::new(seed).fork(&name),
+                    bytes: Rng::new(seed).fork(&format!("{name} writes")),
                     open: None,
                 };
                 tokio::spawn(caller.run());
@@ -222,6 +226,8 @@ struct Caller {
     calm: Arc<AtomicBool>,
     liveness: Liveness,
     rng: Rng,
+    /// What it writes, and when.
+    bytes: Rng,
     open: Option<Handle>,
 }
 
@@ -239,7 +245,10 @@ impl Caller {
             let (what, outcome) = match self.rng.below(100) {
                 0..25 => ("make", self.make().await),
                 25..55 => ("rename or remove", self.rename_or_remove().await),
-                55..75 => ("change", self.change().await),
+                55..75 => {
+                    let wrote = self.write().await;
+                    ("change", self.change().await.and(wrote))
+                }
                 _ => ("look", self.look().await),
             };
             self.context.did(began, what, &format!("{outcome:?}"));
@@ -299,6 +308,18 @@ impl Caller {
                 let flags = self.rng.below(3) as u32;
                 self.client.rename(dir, name, new_dir, new_name, flags).await
             }
+        }
+    }
+
+    /// Writes to what it has open, and sometimes waits until that is durable: what stays dirty meets what else happens to
+    /// the file.
+    async fn write(&mut self) -> Result<(), Errno> {
+        let Some(handle) = self.open.filter(|_| self.bytes.chance(2, 3)) else { return Ok(()) };
+        let (at, len) = (self.bytes.below(5_000), self.bytes.range(1, 3_000));
+        self.client.write(handle, at, vec![len as u8; len as usize].into()).await?;
+        match self.bytes.chance(1, 3) {
+            true => self.client.fsync(handle, false).await,
+            false => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::compare::{Expect, Expected, agree};
 use crate::oracles::linear::Model;
+use crate::stats;
 use mooseng::errno::Errno;
 use mooseng::pb::op::Op;
 use mooseng::pb::query::Query;
@@ -270,6 +271,7 @@ impl Replay {
 
     fn commit(&mut self, op: &pb::CommitOp) -> Result<Expected, Errno> {
         let node = self.fs.nodes().get(&op.inode).ok_or(Errno::ESTALE)?;
+        stats::count("O1 commits checked");
         let size = end_of(&op.extents).max(op.size_at_least).max(node.data.len() as u64);
         let mtime = op.mtime_ns.or(Some(self.fs.now));
         self.fs.apply(&FsOp::Truncate { ino: op.inode, size })?;
