@@ -7,6 +7,7 @@
 //! | reply to RaftAppend that accepts | every entry up to the last of the request |
 //! | any reply to RaftAppend or RaftVote | what the machine accepted last, until a newer leader takes it back |
 //! | reply to SubmitBatch | the entry it took effect at, on a majority of the voters |
+//! | any of these replies of a master | a checkpoint that covers what is purged from its log |
 //! | reply to Append with sync, to Sync | the replica up to the length named |
 //!
 //! A disk that was taken away keeps counting with what it held then: a majority that had promised an entry did
@@ -21,7 +22,10 @@ use crate::failure::violation;
 use crate::stats;
 use crate::world::frames::Watcher;
 use crate::world::{Role, World};
+use mooseng::limits::Limits;
 use mooseng::pb;
+use mooseng::raft::TABLES;
+use mooseng::tables::Db;
 use mooseng::wal::{self, LogId, Recovered, Vote};
 use mooseng::wire::calls::{RaftAppend, RaftVote, SubmitBatch};
 use mooseng::wire::frame::Kind;
@@ -84,6 +88,8 @@ pub struct Persist {
     appends: Mutex<BTreeMap<(String, u64), LogId>>,
     accepted: Accepted,
     lost: Lost,
+    /// By machine: up to where its log is purged, and was found to be covered by its checkpoint.
+    covered: Mutex<BTreeMap<String, u64>>,
     majority: Majority,
 }
 
@@ -94,8 +100,8 @@ impl Persist {
         majority: impl Fn(&str, u64) -> usize + Send + Sync + 'static,
     ) -> Persist {
         let world = Arc::downgrade(world);
-        let (appends, accepted, lost) = Default::default();
-        Persist { world, appends, accepted, lost, majority: Box::new(majority) }
+        let (appends, accepted, lost, covered) = Default::default();
+        Persist { world, appends, accepted, lost, covered, majority: Box::new(majority) }
     }
 
     /// What it knows of what machines have accepted.
@@ -119,7 +125,27 @@ impl Persist {
     /// The log as a power loss would leave it; `None` if its disk lies.
     fn log(&self, node: &str) -> Option<Recovered> {
         let disk = self.disk(node).filter(|disk| !disk.lies())?;
-        Some(log_of(node, &disk))
+        let log = log_of(node, &disk);
+        self.check_purged(node, &disk, &log);
+        Some(log)
+    }
+
+    /// What is not in the log any more is in the durable checkpoint.
+    fn check_purged(&self, node: &str, disk: &Arc<SimDisk>, log: &Recovered) {
+        let Some(purged) = log.purged.map(|id| id.index.get()) else { return };
+        let mut covered = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
+        if covered.get(node) == Some(&purged) {
+            return;
+        }
+        stats::count("O13 purges checked");
+        let checkpoint = checkpoint_of(node, disk);
+        if checkpoint < purged {
+            violation(
+                "O13",
+                format!("{node} purged its log up to {purged}, its checkpoint is at {checkpoint}"),
+            );
+        }
+        covered.insert(node.to_owned(), purged);
     }
 
     /// Whether the machine has the entry, or had it when it promised it.
@@ -217,6 +243,16 @@ fn log_of(node: &str, disk: &Arc<SimDisk>) -> Recovered {
         Ok(log) => log,
         Err(error) => {
             violation("O13", format!("{node}: a power loss now corrupts the log: {error}"))
+        }
+    }
+}
+
+/// The position of the checkpoint as a power loss would leave it; 0 if there is none.
+fn checkpoint_of(node: &str, disk: &Arc<SimDisk>) -> u64 {
+    match Db::open(disk.trial(), TABLES, &Limits::tiny()) {
+        Ok((_, meta)) => meta.and_then(|meta| meta.last_applied).map_or(0, |id| id.index),
+        Err(error) => {
+            violation("O13", format!("{node}: a power loss now corrupts the tables: {error}"))
         }
     }
 }
