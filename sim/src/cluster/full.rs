@@ -105,7 +105,10 @@ impl Cluster {
             };
             let main = async move {
                 match Chunkserver::start(config, context.disks.clone()).await {
-                    Ok(_running) => pending().await,
+                    Ok(_running) => {
+                        context.runs();
+                        pending().await
+                    }
                     Err(error) => context.say(&format!("does not run: {error}")),
                 }
             };
@@ -145,6 +148,7 @@ impl Cluster {
         let raft = master.raft().clone();
         self.put(&context.name, Running { raft: raft.clone(), admin: master.admin() });
         context.say(&format!("runs as {}", master.node()));
+        context.runs();
         let mut before = (raft.term(), false);
         loop {
             tokio::time::sleep(Duration::from_millis(50)).await;

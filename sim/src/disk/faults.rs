@@ -102,6 +102,11 @@ impl Counters {
         errors + self.misread + self.changed_unasked()
     }
 
+    /// Those that a chunkserver which runs bears: it goes on without the descriptor, the space or the bytes.
+    pub fn bearable(&self) -> u64 {
+        self.read_eio + self.enospc + self.emfile
+    }
+
     /// Times that content changed and its writer could not know it.
     pub fn changed_unasked(&self) -> u64 {
         self.misdirected + self.rotten

@@ -1,7 +1,7 @@
 //! One machine: a name, an address, disks that outlive its process, and how its process starts.
 
 use super::World;
-use crate::disk::{Event, SimDisk};
+use crate::disk::{Counters, Event, SimDisk};
 use crate::plan;
 use crate::trace::{self, Kind};
 use madsim::runtime::Handle;
@@ -85,6 +85,15 @@ impl NodeContext {
         plan::skips(&self.name)
     }
 
+    /// The start of this process has succeeded.
+    pub fn runs(&self) {
+        if let Some(world) = self.world.upgrade()
+            && world.incarnation(&self.name) == self.incarnation
+        {
+            world.node(&self.name).runs();
+        }
+    }
+
     /// An operation that began at `since_ns` of [`trace::now_ns`] has ended.
     pub fn did(&self, since_ns: u64, what: &str, outcome: &str) {
         trace::operation(&self.name, since_ns, &format!("{what}: {outcome}"));
@@ -124,8 +133,21 @@ struct State {
     why: String,
     /// The last line it has written.
     said: String,
-    /// What it needs was taken away: it may end for that.
+    /// What it needs was taken away, or an earlier process left its disk in a state that is still to be got over: it may
+    /// end for that, until it runs.
     crippled: bool,
+    /// The disks' counters when the process began.
+    before: Vec<Counters>,
+    /// Its start has succeeded.
+    runs: bool,
+}
+
+impl State {
+    /// How many faults of a kind the disks have injected since the process began.
+    fn met(&self, now: &[Counters], kind: impl Fn(&Counters) -> u64) -> u64 {
+        let pairs = now.iter().zip(&self.before);
+        pairs.map(|(now, before)| kind(now).saturating_sub(kind(before))).sum()
+    }
 }
 
 struct Shared {
@@ -151,6 +173,7 @@ impl Shared {
             state.power = Power::Up;
             state.exit = Exit::No;
             state.incarnation += 1;
+            self.begin_counting(&mut state);
             state.incarnation
         };
         let NodeSpec { name, ip, .. } = &self.spec;
@@ -160,6 +183,13 @@ impl Shared {
         trace::say(Kind::Starts, name, &format!("starts, incarnation {incarnation}"));
         let world = self.world.clone();
         NodeContext { name: name.clone(), ip: *ip, incarnation, disks, world }
+    }
+
+    /// The process before this one may have left behind what it met.
+    fn begin_counting(&self, state: &mut State) {
+        let now: Vec<Counters> = self.disks().iter().map(|disk| disk.counters()).collect();
+        state.crippled |= state.met(&now, Counters::failures) > 0;
+        (state.before, state.runs) = (now, false);
     }
 
     fn ended(&self, why: String) {
@@ -201,7 +231,9 @@ impl Node {
             watch(disk, format!("{name}/{index}"));
         }
         let (exit, why, said) = (Exit::No, String::new(), String::new());
-        let state = State { power: Power::Down, incarnation: 0, exit, why, said, crippled: false };
+        let before = spec.disks.iter().map(|disk| disk.counters()).collect();
+        let (power, incarnation, crippled, runs) = (Power::Down, 0, false, false);
+        let state = State { power, incarnation, exit, why, said, crippled, before, runs };
         let disks = Mutex::new(spec.disks.clone());
         let shared = Arc::new(Shared { spec, disks, state: Mutex::new(state), world });
         let process = shared.clone();
@@ -245,8 +277,12 @@ impl Node {
     pub(super) fn replace_disk(&self, index: usize, new: Arc<SimDisk>) -> Arc<SimDisk> {
         new.fence(self.incarnation());
         watch(&new, format!("{}/{index}", self.name()));
+        let counters = new.counters();
         let mut disks = self.shared.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut disks[index], new)
+        let old = std::mem::replace(&mut disks[index], new);
+        drop(disks);
+        self.shared.state().before[index] = counters;
+        old
     }
 
     pub(super) fn power(&self) -> Power {
@@ -277,16 +313,31 @@ impl Node {
         })
     }
 
-    /// Whether one that ended by itself had a reason for it: a disk that failed, lied or was full, or one that lacks
-    /// what was on it.
+    /// Whether one that ended by itself had a reason for it: since it began a disk failed, lied or was full, bytes of it
+    /// are not those that were written, or it lacks what was on it. A chunkserver that runs bears most of that.
     pub(super) fn may_end(&self) -> bool {
-        let failed = |disk: &Arc<SimDisk>| disk.is_dead() || disk.counters().failures() > 0;
-        self.shared.state().crippled || self.disks().iter().any(failed)
+        let disks = self.disks();
+        let now: Vec<Counters> = disks.iter().map(|disk| disk.counters()).collect();
+        let state = self.shared.state();
+        let bears = state.runs && self.role() == Role::Chunkserver;
+        let failures = |counters: &Counters| match bears {
+            true => counters.failures() - counters.bearable(),
+            false => counters.failures(),
+        };
+        let damaged = now.iter().any(|counters| counters.changed_unasked() > 0);
+        let dead = disks.iter().any(|disk| disk.is_dead());
+        state.crippled || damaged || dead || state.met(&now, failures) > 0
     }
 
     /// Whether something that it needs to run is taken from it.
     pub(super) fn cripple(&self, crippled: bool) {
         self.shared.state().crippled = crippled;
+    }
+
+    /// Its start has succeeded: whatever was wrong before is got over.
+    pub(super) fn runs(&self) {
+        let mut state = self.shared.state();
+        (state.runs, state.crippled) = (true, false);
     }
 
     /// Whether it is still as [`Node::take_exit`] found it.
