@@ -191,8 +191,15 @@ async fn delete(shared: &Shared, request: &Incoming) -> Result<Outgoing, Refusal
     obey(shared, question.term)?;
     let id = replica(question.replica.as_ref())?;
     shared.writers.iter().for_each(|writer| writer.store().disown(id));
-    if let Some(writer) = shared.writer_of(id) {
-        writer.delete(id).await?;
+    match shared.writer_of(id) {
+        Some(writer) => writer.delete(id).await?,
+        // A create that failed may have left its file, or a name that a power loss brings back: a disk that is out of
+        // use can not say, the others settle what they owe.
+        None => {
+            for writer in &shared.writers {
+                writer.delete(id).await?;
+            }
+        }
     }
     Ok(Outgoing::new::<calls::Delete>(&pb::DeleteReply {}))
 }

@@ -236,6 +236,7 @@ impl Store {
         if let Err(error) = file.set_len(0).and_then(|()| file.write_at(0, &header)) {
             let answer = self.fail("create", error);
             let _ = self.disk().remove(&id.path());
+            self.lock_unsynced().insert(id.dir());
             return Err(answer);
         }
         let replica = Replica::new(id, Progress::default());
@@ -423,7 +424,7 @@ impl Store {
         self.sync_names(&dirs).inspect_err(|_| self.lock_unsynced().extend(dirs))
     }
 
-    fn lock_unsynced(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    pub(super) fn lock_unsynced(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
