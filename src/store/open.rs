@@ -141,6 +141,12 @@ impl Store {
             // Whoever looks next does all of it again.
             Err(error) if self.busy(&error).is_some() => return Err(ExamineError::Io(error)),
             Ok(true) => progress.recorded = progress.length,
+            // A disk without room says nothing about itself: one more look when it has some.
+            Err(error) if seam::is_full(&error) && !bug!(BRIMFUL) => {
+                mark!("store: no room to recover a replica");
+                progress.durable = progress.recorded;
+                progress.fault = Fault::Unread;
+            }
             Ok(false) => {
                 progress.durable = progress.recorded;
                 if !progress.corrupt() {

@@ -32,6 +32,8 @@ impl Store {
         if !self.lock_building().insert(id) {
             return Err(StoreError::Busy(self.describe()));
         }
+        // A command that a delete has overtaken: asked after the id is entered, as disowning takes it out again.
+        self.not_disowned(id).inspect_err(|_| self.built(id))?;
         let opened = self.disk().open(&id.build_path(), OpenMode::Create);
         let opened = opened.map_err(|error| self.fail_open("create", error));
         let empty = |file: Arc<dyn DiskFile>| match file.set_len(0) {
@@ -50,8 +52,8 @@ impl Store {
         self.building.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody knows of this replica any more: what is being built under its id will not be finished, and an append that
-    /// waits still does not create it. Before [`delete`](Store::delete).
+    /// Nobody knows of this replica any more: what is being built under its id will not be finished, and an append or
+    /// a rebuild that waits still does not create it. Before [`delete`](Store::delete).
     pub fn disown(&self, id: ReplicaId) {
         self.lock_deleted().insert(id);
         self.lock_building().remove(&id);

@@ -252,12 +252,12 @@ impl Store {
         Ok(replica)
     }
 
-    fn not_disowned(&self, id: ReplicaId) -> Result<(), StoreError> {
-        // LATECOMER: an append that a delete has overtaken makes the replica anew.
+    pub(super) fn not_disowned(&self, id: ReplicaId) -> Result<(), StoreError> {
+        // LATECOMER: an append or a rebuild that a delete has overtaken makes the replica anew.
         if !self.lock_deleted().contains(id) || bug!(LATECOMER) {
             return Ok(());
         }
-        mark!("store: append came after the delete");
+        mark!("store: append or rebuild came after the delete");
         Err(StoreError::NoSuchReplica(id))
     }
 

@@ -11,7 +11,8 @@
 //! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
 //! | what counts as durable after a kill is in the durable image, a rebuild that the kill cut short too | the same |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
-//! | an append to a deleted replica does not create it again | the same |
+//! | an append to a deleted replica does not create it again, nor does a rebuild | the same |
+//! | a disk that is full while the store starts stays in use | injected ENOSPC |
 //! | without a descriptor to open with everything works or is told to come later, and nothing counts as bad for it | injected EMFILE |
 //! | after a failed sync nothing is acknowledged any more | injected EIO |
 //! | what could not be read at a start is there when it can be read | injected EIO |
@@ -99,6 +100,8 @@ struct Life {
     rng: Rng,
     /// Which starts have failing reads.
     starts: Rng,
+    /// Which starts have no room.
+    brims: Rng,
     /// Where kills cut rebuilds short, and what was rebuilt last so.
     cuts: Rng,
     cut: Option<ReplicaId>,
@@ -120,6 +123,7 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         half_punched: BTreeSet::new(),
         rng: Rng::new(seed).fork("program"),
         starts: Rng::new(seed).fork("starts"),
+        brims: Rng::new(seed).fork("brims"),
         cuts: Rng::new(seed).fork("cuts"),
         cut: None,
         report: Report::default(),
@@ -346,6 +350,10 @@ impl Life {
             Err(StoreError::NoSuchReplica(_)) => {}
             late => return Err(format!("append to {id}, which is deleted: {late:?}")),
         }
+        match self.store.build(id, BLOCK).map(drop) {
+            Err(StoreError::NoSuchReplica(_)) => {}
+            late => return Err(format!("rebuild of {id}, which is deleted: {late:?}")),
+        }
         match self.store.status(id) {
             Some(status) => Err(format!("{id} is deleted and there: {status:?}")),
             None => Ok(()),
@@ -546,8 +554,13 @@ impl Life {
         if self.starts.chance(1, 2) {
             self.disk.set_faults(|faults| faults.read_eio = Ratio::one_in(one_in));
         }
+        let full = self.brims.chance(1, 3) && plan::strikes(FaultClass::FullDisk);
+        self.disk.set_faults(|faults| faults.full = full);
         let opened = open(&self.disk, self.incarnation);
-        self.disk.set_faults(|faults| faults.read_eio = Ratio::NEVER);
+        self.disk.set_faults(|faults| (faults.read_eio, faults.full) = (Ratio::NEVER, false));
+        if full && opened.as_ref().is_ok_and(|store| store.failed()) {
+            return Err("a disk without room was taken out of use at a start".to_owned());
+        }
         // One that can not read what the disk is does not start.
         self.store = opened.or_else(|_| open(&self.disk, self.incarnation))?;
         for status in self.store.list(None, usize::MAX).iter().filter(|status| status.corrupt) {

@@ -82,7 +82,8 @@ pub fn diagnosis(world: &World, cluster: &Cluster) -> String {
 
 fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
     let view = leader.view();
-    let servers = disks(world, &view);
+    let servers = disks(world, &view, |_| true);
+    let able = disks(world, &view, |name| !world.has_failing_disk(name));
     let mut lengths = BTreeMap::new();
     let (mut chunks, mut striped) = (0, 0);
     for row in view.range::<Chunks>(&ChunkId(0), None) {
@@ -96,7 +97,7 @@ fn look(world: &World, leader: &RaftNode) -> Result<(), Broken> {
         }
     }
     wasted(&view)?;
-    garbage::look(&view, &servers).map_err(Broken::Weak)?;
+    garbage::look(&view, &able).map_err(Broken::Weak)?;
     for row in view.range::<Extents>(&(InodeId(0), 0), None) {
         let ((inode, at), extent) = row.expect("tables");
         let Some(Source::Chunk(range)) = &extent.source else { continue };
@@ -131,8 +132,8 @@ fn wasted(view: &impl Read) -> Result<(), Broken> {
     Ok(())
 }
 
-/// The disk of each active server.
-fn disks(world: &World, view: &impl Read) -> Disks {
+/// The disks of those active servers that are `wanted` by name.
+fn disks(world: &World, view: &impl Read, wanted: impl Fn(&str) -> bool) -> Disks {
     let machines = world.names(Role::Chunkserver);
     let rows = view.range::<Servers>(&ServerId(0), None).map(|row| row.expect("tables").1);
     let active = rows.filter(|row| row.state() == ServerState::Active);
@@ -141,7 +142,7 @@ fn disks(world: &World, view: &impl Read) -> Disks {
             let number = name.trim_start_matches('s').parse().expect("s1, s2, ...");
             row.address.starts_with(&format!("{}:", chunkserver_ip(number)))
         })?;
-        Some((row.id, world.disks(name)[0].clone()))
+        wanted(name).then(|| (row.id, world.disks(name)[0].clone()))
     };
     active.filter_map(of).collect()
 }

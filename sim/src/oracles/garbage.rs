@@ -5,7 +5,8 @@
 //! - On the disk of every active server are replicas of chunks that the masters know, and no other file among them.
 //!
 //! What has to be deleted on a server that is away waits for it. Not checked: that the replicas which the masters know are
-//! there (`chunks` does), disks of servers that are dead.
+//! there (`chunks` does), disks of servers that are dead, and those that are out of use since a write or an fsync of theirs
+//! failed: nothing is deleted there before the next start.
 
 use crate::disk::SimDisk;
 use crate::stats;
@@ -18,7 +19,7 @@ use mooseng::tables::Read;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The disk of each active server.
+/// The disk of each active server, by the server's number.
 pub type Disks = BTreeMap<u64, Arc<SimDisk>>;
 
 /// The file of a replica, relative to its disk (DISK_FORMAT.md).

@@ -121,6 +121,11 @@ impl World {
         self.node(name).disks()
     }
 
+    /// Whether a write or an fsync of one of its disks has failed since its process began.
+    pub fn has_failing_disk(&self, name: &str) -> bool {
+        self.node(name).has_failing_disk()
+    }
+
     /// Puts another disk into a machine that is off; the old one is returned.
     pub fn replace_disk(
         &self,

@@ -329,6 +329,12 @@ impl Node {
         state.crippled || damaged || dead || state.met(&now, failures) > 0
     }
 
+    /// Whether a write or an fsync of a disk has failed since the process began, after which the disk is out of use.
+    pub(super) fn has_failing_disk(&self) -> bool {
+        let now: Vec<Counters> = self.disks().iter().map(|disk| disk.counters()).collect();
+        self.shared.state().met(&now, |counters| counters.write_eio + counters.sync_eio) > 0
+    }
+
     /// Whether something that it needs to run is taken from it.
     pub(super) fn cripple(&self, crippled: bool) {
         self.shared.state().crippled = crippled;
