@@ -80,21 +80,30 @@ fn obey(shared: &Shared, term: u64) -> Result<(), Refusal> {
 
 /// Rule A2: a replica of one server is not made by another that answers at its address, whose disk was lost, say: nobody
 /// would ever look for it there, and the writer would count it as the other's.
-fn is_meant(shared: &Shared, server: u64) -> Result<(), Refusal> {
+///
+/// Nor is one made by another start of the server than the masters knew when they opened its chunk: they may have deleted
+/// the chunk, empty, since, and this start does not know what an earlier one was told to delete.
+fn is_meant(shared: &Shared, question: &pb::AppendRequest) -> Result<(), Refusal> {
+    let (server, incarnation) = (question.server, question.incarnation);
     let own = shared.known().server.map_or(0, |own| own.0);
     // STANDIN: whoever answers at an address is taken for the server that was there.
-    if server == 0 || server == own || bug!(STANDIN) {
-        return Ok(());
+    if server != 0 && server != own && !bug!(STANDIN) {
+        mark!("chunkserver: append to another server's replica refused");
+        let what = format!("chunkserver {server} was expected, chunkserver {own} answers");
+        return Err(Refusal::new(RefusalCode::WrongNode, what));
     }
-    mark!("chunkserver: append to another server's replica refused");
-    let what = format!("chunkserver {server} was expected, chunkserver {own} answers");
-    Err(Refusal::new(RefusalCode::WrongNode, what))
+    if incarnation != 0 && incarnation != shared.incarnation.0 {
+        mark!("chunkserver: first append for another start refused");
+        let what = format!("chunkserver {own} has started anew since the chunk was opened");
+        return Err(Refusal::new(RefusalCode::WrongNode, what));
+    }
+    Ok(())
 }
 
 async fn append(shared: &Shared, request: Incoming) -> Result<Outgoing, Refusal> {
     let question = request.decode::<calls::Append>()?;
     let id = replica(question.replica.as_ref())?;
-    is_meant(shared, question.server)?;
+    is_meant(shared, &question)?;
     let Incoming { body, payload, memory, .. } = request;
     // What is decoded is all that is needed of it.
     drop(body);

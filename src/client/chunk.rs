@@ -23,6 +23,8 @@ pub struct Home {
     pub server: ServerId,
     /// Its address.
     pub address: String,
+    /// The start of it that the masters knew when they opened the chunk; 0 if they were not asked for that.
+    pub incarnation: u64,
     /// The replica's name there.
     pub replica: pb::ReplicaId,
 }
@@ -182,6 +184,7 @@ impl OpenChunk {
                 create: offset == 0,
                 sync,
                 server: home.server.get(),
+                incarnation: if offset == 0 { home.incarnation } else { 0 },
             };
             append_one(pool, home, request, &shard.payload, deadline)
         });
@@ -337,6 +340,7 @@ pub fn homes(info: &pb::ChunkInfo) -> Vec<Home> {
         homes.push(Home {
             server: ServerId(replica.server),
             address: server.address.clone(),
+            incarnation: server.incarnation,
             replica: pb::ReplicaId {
                 chunk: chunk.id,
                 r#gen: replica.r#gen,
@@ -368,8 +372,12 @@ mod tests {
 
     fn info(data: u32, parity: u32, shards: u64) -> pb::ChunkInfo {
         let replica = |i| pb::Replica { r#gen: 7, shard: i as u32, server: 100 + i };
-        let server =
-            |i| pb::ServerAddr { server: 100 + i, address: format!("h{i}:1"), alive: true };
+        let server = |i| pb::ServerAddr {
+            server: 100 + i,
+            address: format!("h{i}:1"),
+            alive: true,
+            incarnation: 0,
+        };
         let chunk = pb::Chunk {
             id: 7,
             layout: Some(pb::Layout { data, parity }),

@@ -230,7 +230,9 @@ async fn open_chunk(shared: &Shared, request: pb::OpenChunkRequest) -> Answer {
         pb::OpenChunkReply { errno: 0, chunk: info, term: term.get(), index: index.get() };
     let soft = shared.soft();
     for server in reply.chunk.iter_mut().flat_map(|c| &mut c.servers) {
-        server.alive = soft.alive(ServerId(server.server), &shared.limits);
+        let id = ServerId(server.server);
+        server.alive = soft.alive(id, &shared.limits);
+        server.incarnation = soft.servers.get(&id).map_or(0, |beat| beat.incarnation);
     }
     drop(soft);
     Ok(Outgoing::new::<calls::OpenChunk>(&reply))

@@ -48,7 +48,12 @@ pub fn chunk_info(read: &impl Read, id: ChunkId) -> Result<Option<ChunkInfo>, Ta
     for replica in &chunk.replicas {
         if let Some(row) = read.get::<Servers>(&ServerId(replica.server))? {
             let alive = matches!(row.state(), ServerState::Active | ServerState::Draining);
-            servers.push(ServerAddr { server: row.id, address: row.address, alive });
+            servers.push(ServerAddr {
+                server: row.id,
+                address: row.address,
+                alive,
+                incarnation: 0,
+            });
         }
     }
     Ok(Some(ChunkInfo { chunk: Some(chunk), servers }))

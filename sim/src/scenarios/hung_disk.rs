@@ -149,6 +149,7 @@ async fn append(
         create: blocks == 0,
         sync: true,
         server: 0,
+        incarnation: 0,
     };
     let address = format!("{}:{PORT}", chunkserver_ip(1));
     pool.call::<calls::Append>(&address, &request, vec![data], deadline).await.map(drop)

@@ -39,6 +39,16 @@ async fn what_was_damaged_on_its_way_is_not_taken() {
     let sent = Bytes::from_static(b"what was sent.");
     let answer = call::<calls::Append>(&pool, &node.address, request, sent).await;
     assert_eq!(answer.err(), Some(RefusalCode::Corrupt));
+    let request = pb::AppendRequest {
+        replica: Some(id.to_pb()),
+        crcs: block_crcs(id.chunk, 0, 0, b"what was sent."),
+        create: true,
+        incarnation: node.server.incarnation().0 ^ 1,
+        ..Default::default()
+    };
+    let answer =
+        call::<calls::Append>(&pool, &node.address, request, "what was sent.".into()).await;
+    assert_eq!(answer.err(), Some(RefusalCode::WrongNode), "meant for another start");
     let nobody = pb::ReadRequest { replica: None, offset: 0, len: 1 };
     let answer = call::<calls::Read>(&pool, &node.address, nobody, Bytes::new()).await;
     assert_eq!(answer.err(), Some(RefusalCode::BadRequest));

@@ -158,7 +158,8 @@ async fn append(
 ) -> Result<pb::AppendReply, RefusalCode> {
     let crcs = block_crcs(id.chunk, id.crc_shard(), (offset / BLOCK) as u32, data);
     let replica = Some(id.to_pb());
-    let request = pb::AppendRequest { replica, offset, crcs, create: offset == 0, sync, server: 0 };
+    let create = offset == 0;
+    let request = pb::AppendRequest { replica, offset, crcs, create, sync, ..Default::default() };
     let payload = Bytes::copy_from_slice(data);
     call::<calls::Append>(pool, address, request, payload).await.map(|(reply, _)| reply)
 }
