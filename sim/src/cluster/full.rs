@@ -228,6 +228,7 @@ impl Cluster {
     /// Begins to empty a chunkserver.
     pub async fn drain(&self, world: &World, number: u32) {
         let address = format!("{}:{CHUNK_PORT}", chunkserver_ip(number));
+        world.is_emptied(&format!("s{number}"));
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let Some(leader) = self.leader(world) else { continue };

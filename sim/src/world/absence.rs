@@ -1,7 +1,7 @@
 //! Which chunkservers the masters may not have been able to reckon with, and when: it is asked afterwards whether
 //! there were too few for new data.
 //!
-//! Not seen: single frames that are lost; slow links; servers that are drained.
+//! Not seen: single frames that are lost; slow links.
 
 use crate::trace;
 use std::collections::BTreeSet;
@@ -21,6 +21,8 @@ pub enum Why {
     Cut(String),
     /// Frames between it and this master vanish.
     Hole(String),
+    /// It is being emptied.
+    Drained,
 }
 
 struct Absence {
