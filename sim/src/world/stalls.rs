@@ -8,7 +8,8 @@ use crate::trace::Kind;
 use crate::{stats, trace};
 use madsim::task::NodeId;
 use mooseng::seam;
-use std::sync::{Arc, Weak};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -23,30 +24,39 @@ pub(super) fn begin(world: &Arc<World>) {
             let _ = tell.send((node, time));
         }
     }));
-    let world = Arc::downgrade(world);
+    let (world, stalled) = (Arc::downgrade(world), Stalled::default());
     tokio::spawn(async move {
         while let Some((node, time)) = told.recv().await {
-            stop(&world, node, time);
+            stop(&world, &stalled, node, time);
         }
     });
 }
 
-fn stop(world: &Weak<World>, id: NodeId, time: Duration) {
+/// Those that stand still now.
+type Stalled = Arc<Mutex<BTreeSet<NodeId>>>;
+
+/// The machine counts as up meanwhile: nobody has stopped it.
+fn stop(world: &Weak<World>, stalled: &Stalled, id: NodeId, time: Duration) {
     let Some(world) = world.upgrade() else { return };
     let found = world.nodes().values().find(|node| node.id() == id).cloned();
     let Some(node) = found.filter(|node| node.role() == Role::Master) else { return };
-    if node.power() != Power::Up {
+    let lock = move |stalled: &Stalled, change: fn(&mut BTreeSet<NodeId>, NodeId) -> bool| {
+        change(&mut stalled.lock().unwrap_or_else(PoisonError::into_inner), id)
+    };
+    if node.power() != Power::Up || !lock(stalled, |stalled, id| stalled.insert(id)) {
         return;
     }
-    let (name, incarnation) = (node.name().to_owned(), node.incarnation());
+    let incarnation = node.incarnation();
     stats::count("fault: master stood still for its disk");
-    trace::say(Kind::Stopped, &name, &format!("stands still for its disk, {time:?}"));
+    trace::say(Kind::Disk, node.name(), &format!("stands still for its disk, {time:?}"));
     world.handle.pause(id);
-    world.set_power(&node, Power::Paused);
+    let stalled = stalled.clone();
     tokio::spawn(async move {
         tokio::time::sleep(time).await;
-        if world.incarnation(&name) == incarnation {
-            world.resume(&name);
+        lock(&stalled, |stalled, id| stalled.remove(&id));
+        // One that was stopped, or is gone, meanwhile is somebody else's.
+        if node.power() == Power::Up && node.incarnation() == incarnation {
+            world.handle.resume(id);
         }
     });
 }
