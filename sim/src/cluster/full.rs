@@ -7,6 +7,7 @@ use crate::oracles::liveness::CONVERGED;
 use crate::oracles::{Appliers, Applies};
 use crate::stats;
 use crate::trace;
+use crate::world::absence::Why;
 use crate::world::damage::Operator;
 use crate::world::{NodeContext, NodeSpec, Power, Role, World};
 use mooseng::chunkserver::{Chunkserver, ChunkserverConfig};
@@ -25,6 +26,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 const CHUNK_PORT: u16 = 9422;
 const DISK_BYTES: u64 = 256 << 20;
@@ -228,7 +230,8 @@ impl Cluster {
     /// Begins to empty a chunkserver.
     pub async fn drain(&self, world: &World, number: u32) {
         let address = format!("{}:{CHUNK_PORT}", chunkserver_ip(number));
-        world.is_emptied(&format!("s{number}"));
+        // It gets no new data; after the run has healed, when it is put back to use, no error is excused.
+        world.absences.begin(&format!("s{number}"), Why::Drained);
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let Some(leader) = self.leader(world) else { continue };
@@ -410,6 +413,36 @@ pub fn mount(
         disks: vec![],
         start: Arc::new(move |context| main(context, config.clone())),
     });
+}
+
+/// What a mount has to do, which comes to an end; the machine stays.
+pub struct Errand(mpsc::Receiver<()>);
+
+/// A machine that mounts the cluster for this. What `main` returns, the mount itself, is kept.
+pub fn errand<F: Future + 'static>(
+    world: &Arc<World>,
+    number: u32,
+    main: impl Fn(NodeContext, ClientConfig) -> F + Send + Sync + 'static,
+) -> Errand {
+    let (done, finished) = mpsc::channel(1);
+    mount(world, number, move |context, config| {
+        let (work, done) = (main(context, config), done.clone());
+        Box::pin(async move {
+            let _kept = work.await;
+            let _ = done.send(()).await;
+            pending().await
+        })
+    });
+    Errand(finished)
+}
+
+impl Errand {
+    /// O7: it comes to its end within `bound`. `what` says who does not otherwise.
+    pub async fn ends(mut self, bound: Duration, what: &str) {
+        if tokio::time::timeout(bound, self.0.recv()).await.is_err() {
+            stuck("O7", format!("{what} within {bound:?}"));
+        }
+    }
 }
 
 /// Connects until it succeeds.

@@ -6,7 +6,7 @@ use super::names::Node;
 use bytes::Bytes;
 use mooseng::seam::disk::{Disk, DiskFile, DiskLock, OpenMode, Space, check_path};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 pub(super) struct DurableImage(pub(super) Arc<SimDisk>);
 
@@ -110,128 +110,6 @@ impl DiskFile for DurableFile {
 
     fn punch_hole(&self, _offset: u64, _len: u64) -> io::Result<()> {
         read_only()
-    }
-
-    fn map(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let within = self.len()?.saturating_sub(offset).min(len as u64) as usize;
-        let mut bytes = vec![0; within];
-        self.read_at(offset, &mut bytes)?;
-        Ok(Bytes::from(bytes))
-    }
-
-    fn read_resident(&self, offset: u64, len: usize) -> Option<Bytes> {
-        self.map(offset, len).ok()
-    }
-}
-
-/// The durable image with changes of this trial's own: each file that is opened is copied, and what is written goes
-/// into the copy.
-pub(super) struct Trial(pub(super) Arc<SimDisk>);
-
-impl Disk for Trial {
-    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        check_path(path)?;
-        match (mode, self.0.durable_read(path)) {
-            (OpenMode::CreateNew, _) | (OpenMode::Create, None) => read_only(),
-            (_, Some(bytes)) => Ok(Arc::new(Copied(Mutex::new(bytes)))),
-            (_, None) => Err(missing()),
-        }
-    }
-
-    fn exists(&self, path: &str) -> io::Result<bool> {
-        DurableImage(self.0.clone()).exists(path)
-    }
-
-    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
-        DurableImage(self.0.clone()).list(dir)
-    }
-
-    fn create_dir(&self, _dir: &str) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, _path: &str) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
-        read_only()
-    }
-
-    fn sync_dir(&self, _dir: &str) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn space(&self) -> io::Result<Space> {
-        DurableImage(self.0.clone()).space()
-    }
-
-    fn lock(&self, _path: &str) -> io::Result<Box<dyn DiskLock>> {
-        Ok(Box::new(NoLock))
-    }
-
-    fn describe(&self) -> String {
-        format!("durable image of {}", self.0.name())
-    }
-}
-
-struct Copied(Mutex<Vec<u8>>);
-
-impl Copied {
-    fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl DiskFile for Copied {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes().len() as u64)
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let bytes = self.bytes();
-        let there = bytes.get(offset as usize..).unwrap_or_default();
-        let len = there.len().min(buf.len());
-        buf[..len].copy_from_slice(&there[..len]);
-        Ok(len)
-    }
-
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        let (mut bytes, at) = (self.bytes(), offset as usize);
-        let end = at + buf.len();
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
-        bytes[at..end].copy_from_slice(buf);
-        Ok(())
-    }
-
-    fn write_vectored_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
-        self.write_at(offset, &bufs.concat())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn writeback_hint(&self, _offset: u64, _len: u64) {}
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.bytes().resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn reserve(&self, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
-        let mut bytes = self.bytes();
-        let end = bytes.len().min((offset + len) as usize);
-        if let Some(hole) = bytes.get_mut(offset as usize..end) {
-            hole.fill(0);
-        }
-        Ok(())
     }
 
     fn map(&self, offset: u64, len: usize) -> io::Result<Bytes> {

@@ -279,12 +279,6 @@ impl SimDisk {
         Arc::new(durable::DurableImage(self.clone()))
     }
 
-    /// The durable image as a disk to open things on that write as they open: what they write is kept nowhere. Costs no
-    /// simulated time.
-    pub fn trial(self: &Arc<SimDisk>) -> Arc<dyn Disk> {
-        Arc::new(durable::Trial(self.clone()))
-    }
-
     /// Written paths of all files, sorted.
     pub fn paths(&self) -> Vec<String> {
         self.state().names.paths()

@@ -10,8 +10,8 @@
 //! yet. What began after everything was whole again has no excuse but a removal.
 //!
 //! Not checked: that an error comes where one must (O11, `reporting`); what is answered instead of an error
-//! (`ledger`); by whom chunkservers were needed, if they were too few at one time (`world::absence`); how long a call took that had an answer; whether the masters had a reason to end a session, which
-//! `frame_chaos` asks.
+//! (`ledger`); by whom chunkservers were needed, if they were too few at one time (`world::absence`); how long a call
+//! took that had an answer; whether the masters had a reason to end a session, which `frame_chaos` asks.
 
 use crate::failure::violation;
 use crate::world::World;

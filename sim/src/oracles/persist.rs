@@ -31,6 +31,7 @@ use mooseng::wire::calls::{RaftAppend, RaftVote, SubmitBatch};
 use mooseng::wire::frame::Kind;
 use mooseng::wire::hook::FrameInfo;
 use mooseng::wire::{Call, Role as WireRole};
+use mooseng_proptests::MemDisk;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -131,7 +132,7 @@ impl Persist {
     }
 
     /// What is not in the log any more is in the durable checkpoint.
-    fn check_purged(&self, node: &str, disk: &Arc<SimDisk>, log: &Recovered) {
+    fn check_purged(&self, node: &str, disk: &SimDisk, log: &Recovered) {
         let Some(purged) = log.purged.map(|id| id.index.get()) else { return };
         let mut covered = self.covered.lock().unwrap_or_else(PoisonError::into_inner);
         if covered.get(node) == Some(&purged) {
@@ -247,9 +248,14 @@ fn log_of(node: &str, disk: &Arc<SimDisk>) -> Recovered {
     }
 }
 
-/// The position of the checkpoint as a power loss would leave it; 0 if there is none.
-fn checkpoint_of(node: &str, disk: &Arc<SimDisk>) -> u64 {
-    match Db::open(disk.trial(), TABLES, &Limits::tiny()) {
+/// The position of the checkpoint as a power loss would leave it; 0 if there is none. A copy is opened: tables write as
+/// they open.
+fn checkpoint_of(node: &str, disk: &SimDisk) -> u64 {
+    let copy = MemDisk::default();
+    if let Some(bytes) = disk.durable_read(TABLES) {
+        copy.put(TABLES, bytes);
+    }
+    match Db::open(Arc::new(copy), TABLES, &Limits::tiny()) {
         Ok((_, meta)) => meta.and_then(|meta| meta.last_applied).map_or(0, |id| id.index),
         Err(error) => {
             violation("O13", format!("{node}: a power loss now corrupts the tables: {error}"))

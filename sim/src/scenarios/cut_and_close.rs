@@ -2,8 +2,8 @@
 //!
 //! Checked: whoever syncs has an answer soon, and no error (O7, O11). Not checked: what is in the file.
 
-use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::cluster::full::{Cluster, connect, errand};
+use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::rng::Rng;
 use crate::stats;
@@ -14,7 +14,6 @@ use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "cut_and_close",
@@ -41,24 +40,17 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    let (done, mut finished) = mpsc::channel::<()>(1);
-    mount(&world, 1, move |context, config| {
-        let done = done.clone();
-        Box::pin(async move {
-            let client = connect(&context, &config).await;
-            let mut rng = Rng::new(seed).fork("cut");
-            for number in 0..ROUNDS {
-                if let Err(errno) = round(&client, number, &mut rng).await {
-                    violation("O11", format!("round {number} on a calm day: {errno:?}"));
-                }
+    let rounds = errand(&world, 1, move |context, config| async move {
+        let client = connect(&context, &config).await;
+        let mut rng = Rng::new(seed).fork("cut");
+        for number in 0..ROUNDS {
+            if let Err(errno) = round(&client, number, &mut rng).await {
+                violation("O11", format!("round {number} on a calm day: {errno:?}"));
             }
-            let _ = done.send(()).await;
-            std::future::pending().await
-        })
+        }
+        client
     });
-    if tokio::time::timeout(Duration::from_secs(800), finished.recv()).await.is_err() {
-        stuck("O7", "the rounds do not end within 800 s");
-    }
+    rounds.ends(Duration::from_secs(800), "the rounds do not end").await;
 }
 
 async fn round(client: &Arc<Client>, number: u64, rng: &mut Rng) -> Result<(), Errno> {

@@ -17,6 +17,7 @@ use mooseng::ids::{LogIndex, NodeId, Uuid};
 use mooseng::limits::Limits;
 use mooseng::master::{Master, MasterConfig, format};
 use mooseng::pb;
+use mooseng::raft::TABLES;
 use mooseng::seam::{Disk, OpenMode};
 use mooseng::tables::Db;
 use mooseng::{namespace, wal};
@@ -35,7 +36,6 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 const CLUSTER: Uuid = Uuid(*b"simulatedcluster");
-const TABLES: &str = "tables.redb";
 const BLOCK: u64 = 4096;
 
 /// What must come of it.

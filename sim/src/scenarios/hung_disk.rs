@@ -3,9 +3,10 @@
 //! Checked: appends to its other disks meet their deadline, and a connection all of whose calls hang is not given up:
 //! they end at their own deadline (O7). Not checked: what is written (`store_model`, `cluster_chaos`).
 
-use crate::cluster::{CLUSTER, chunkserver_ip, client_ip};
+use crate::cluster::full::errand;
+use crate::cluster::{CLUSTER, chunkserver_ip};
 use crate::disk::SimDisk;
-use crate::failure::{stuck, violation};
+use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::plan::{self, FaultClass};
 use crate::rng::{Ratio, Rng};
@@ -22,7 +23,6 @@ use mooseng::wire::{CallError, Identity, Pool, RefusalCode, Role as WireRole, ca
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "hung_disk",
@@ -59,20 +59,10 @@ async fn run(seed: u64) {
     let drawn = Options { masters: 1, chunkservers: 1, clients: 1, ..Options::draw(seed) };
     let world = World::new(Options { tiny: false, ..drawn.calm() });
     add_server(&world);
-    let (done, mut finished) = mpsc::channel::<()>(1);
-    let start = move |context: NodeContext| {
-        let done = done.clone();
-        Box::pin(async move {
-            program(&context, &mut Rng::new(seed).fork("appends")).await;
-            let _ = done.send(()).await;
-            pending().await
-        }) as std::pin::Pin<Box<dyn Future<Output = ()>>>
-    };
-    let (name, role, ip) = ("c1".to_owned(), Role::Client, client_ip(1));
-    world.add_node(NodeSpec { name, role, ip, disks: vec![], start: Arc::new(start) });
-    if tokio::time::timeout(Duration::from_secs(250), finished.recv()).await.is_err() {
-        stuck("O7", "the appends do not end within 250 s");
-    }
+    let appends = errand(&world, 1, move |context, _| async move {
+        program(&context, &mut Rng::new(seed).fork("appends")).await;
+    });
+    appends.ends(Duration::from_secs(250), "the appends do not end").await;
 }
 
 /// Without masters: it serves what it has.

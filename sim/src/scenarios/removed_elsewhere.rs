@@ -4,8 +4,8 @@
 //! Checked: O3 (close-to-open: whoever opens sees what was synced before, or that the file is gone). Not checked:
 //! crashes; what is read through descriptors that were open before.
 
-use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::cluster::full::{Cluster, connect, errand, mount};
+use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::rng::Rng;
 use crate::stats;
@@ -41,10 +41,9 @@ async fn run(seed: u64) {
     let (made, makes) = mpsc::channel::<InodeId>(1);
     let (seen, sees) = mpsc::channel::<()>(1);
     let (makes, sees) = (Arc::new(Mutex::new(makes)), Arc::new(Mutex::new(sees)));
-    let (done, mut finished) = mpsc::channel::<()>(1);
-    mount(&world, 1, move |context, config| {
-        let (made, sees, done) = (made.clone(), sees.clone(), done.clone());
-        Box::pin(async move {
+    let writer = errand(&world, 1, move |context, config| {
+        let (made, sees) = (made.clone(), sees.clone());
+        async move {
             let client = connect(&context, &config).await;
             let mut rng = Rng::new(seed).fork("writer");
             for number in 0..FILES {
@@ -53,9 +52,8 @@ async fn run(seed: u64) {
                     violation("O7", format!("file {number} on a calm day: {errno:?}"));
                 }
             }
-            let _ = done.send(()).await;
-            std::future::pending().await
-        })
+            client
+        }
     });
     mount(&world, 2, move |context, config| {
         let (makes, seen) = (makes.clone(), seen.clone());
@@ -67,9 +65,7 @@ async fn run(seed: u64) {
             }
         })
     });
-    if tokio::time::timeout(Duration::from_secs(120), finished.recv()).await.is_err() {
-        stuck("O7", "the files are not written and read within 120 s");
-    }
+    writer.ends(Duration::from_secs(120), "the files are not written and read").await;
 }
 
 /// Two versions of a file; between them the other mount opens it, after the second one once more.

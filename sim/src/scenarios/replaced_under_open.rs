@@ -4,8 +4,8 @@
 //! Checked: what is open stays readable, whole, as it was, although its last name is gone (O2, O3). Not checked: crashes
 //! (`cluster_chaos`), replacing it on another mount (`removed_elsewhere`).
 
-use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::cluster::full::{Cluster, connect, errand};
+use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::rng::Rng;
 use crate::stats;
@@ -17,7 +17,6 @@ use mooseng::ids::{InodeId, ROOT};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "replaced_under_open",
@@ -45,30 +44,23 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    let (done, mut finished) = mpsc::channel::<()>(1);
-    mount(&world, 1, move |context, config| {
-        let done = done.clone();
-        Box::pin(async move {
-            let client = connect(&context, &config).await;
-            let over = AtomicBool::new(false);
-            let readers = (0..READERS).map(|number| {
-                let rng = Rng::new(seed).fork("reader").fork(&number.to_string());
-                read(&client, rng, &over)
-            });
-            let replacing = async {
-                if let Err(errno) = replace(&client, Rng::new(seed).fork("replacing")).await {
-                    violation("O7", format!("replacing on a calm day: {errno:?}"));
-                }
-                over.store(true, Ordering::Relaxed);
-            };
-            tokio::join!(replacing, join_all(readers));
-            let _ = done.send(()).await;
-            std::future::pending().await
-        })
+    let reading = errand(&world, 1, move |context, config| async move {
+        let client = connect(&context, &config).await;
+        let over = AtomicBool::new(false);
+        let readers = (0..READERS).map(|number| {
+            let rng = Rng::new(seed).fork("reader").fork(&number.to_string());
+            read(&client, rng, &over)
+        });
+        let replacing = async {
+            if let Err(errno) = replace(&client, Rng::new(seed).fork("replacing")).await {
+                violation("O7", format!("replacing on a calm day: {errno:?}"));
+            }
+            over.store(true, Ordering::Relaxed);
+        };
+        tokio::join!(replacing, join_all(readers));
+        client
     });
-    if tokio::time::timeout(Duration::from_secs(240), finished.recv()).await.is_err() {
-        stuck("O7", "the file is not replaced and read within 240 s");
-    }
+    reading.ends(Duration::from_secs(240), "the file is not replaced and read").await;
 }
 
 async fn replace(client: &Arc<Client>, mut rng: Rng) -> Result<(), Errno> {

@@ -4,8 +4,8 @@
 //! Checked: the writer hears ENOSPC from write(2) or fsync(2), soon, whatever of its file it has written (O7); with room
 //! again it goes on, and what is synced then is there (O3). Not checked: masters whose disks are full (`master_full`).
 
-use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::{stuck, violation};
+use crate::cluster::full::{Cluster, connect, errand};
+use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::plan::{self, FaultClass};
 use crate::rng::Rng;
@@ -17,7 +17,6 @@ use mooseng::errno::Errno;
 use mooseng::ids::ROOT;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "servers_full",
@@ -41,22 +40,15 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    let (done, mut finished) = mpsc::channel::<()>(1);
-    mount(&world, 1, move |context, config| {
-        let done = done.clone();
-        Box::pin(async move {
-            let client = connect(&context, &config).await;
-            let mut rng = Rng::new(seed).fork("writer");
-            if let Err(errno) = stream(&context, &client, &mut rng).await {
-                violation("O7", format!("on disks with room: {errno:?}"));
-            }
-            let _ = done.send(()).await;
-            std::future::pending().await
-        })
+    let writer = errand(&world, 1, move |context, config| async move {
+        let client = connect(&context, &config).await;
+        let mut rng = Rng::new(seed).fork("writer");
+        if let Err(errno) = stream(&context, &client, &mut rng).await {
+            violation("O7", format!("on disks with room: {errno:?}"));
+        }
+        client
     });
-    if tokio::time::timeout(Duration::from_secs(800), finished.recv()).await.is_err() {
-        stuck("O7", "the writer does not end within 800 s");
-    }
+    writer.ends(Duration::from_secs(800), "the writer does not end").await;
     cluster.converge(&world).await;
 }
 

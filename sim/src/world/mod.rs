@@ -121,11 +121,6 @@ impl World {
         self.node(name).disks()
     }
 
-    /// A chunkserver is being emptied: until the run heals it gets no new data, and after that no error is excused.
-    pub fn is_emptied(&self, name: &str) {
-        self.absences.begin(name, Why::Drained);
-    }
-
     /// Whether a write or an fsync of one of its disks has failed since its process began.
     pub fn has_failing_disk(&self, name: &str) -> bool {
         self.node(name).has_failing_disk()

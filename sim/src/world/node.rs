@@ -140,6 +140,8 @@ struct State {
     before: Vec<Counters>,
     /// Its start has succeeded.
     runs: bool,
+    /// It stands still for its disk.
+    stalled: bool,
 }
 
 impl State {
@@ -167,6 +169,10 @@ impl Shared {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn counters(&self) -> Vec<Counters> {
+        self.disks().iter().map(|disk| disk.counters()).collect()
+    }
+
     fn begin(&self) -> NodeContext {
         let incarnation = {
             let mut state = self.state();
@@ -187,7 +193,7 @@ impl Shared {
 
     /// The process before this one may have left behind what it met.
     fn begin_counting(&self, state: &mut State) {
-        let now: Vec<Counters> = self.disks().iter().map(|disk| disk.counters()).collect();
+        let now = self.counters();
         state.crippled |= state.met(&now, Counters::failures) > 0;
         (state.before, state.runs) = (now, false);
     }
@@ -232,8 +238,9 @@ impl Node {
         }
         let (exit, why, said) = (Exit::No, String::new(), String::new());
         let before = spec.disks.iter().map(|disk| disk.counters()).collect();
-        let (power, incarnation, crippled, runs) = (Power::Down, 0, false, false);
-        let state = State { power, incarnation, exit, why, said, crippled, before, runs };
+        let (power, incarnation) = (Power::Down, 0);
+        let (crippled, runs, stalled) = (false, false, false);
+        let state = State { power, incarnation, exit, why, said, crippled, before, runs, stalled };
         let disks = Mutex::new(spec.disks.clone());
         let shared = Arc::new(Shared { spec, disks, state: Mutex::new(state), world });
         let process = shared.clone();
@@ -293,6 +300,11 @@ impl Node {
         self.shared.state().power = power;
     }
 
+    /// It stands still for its disk from now on, or no more; whether it did before.
+    pub(super) fn set_stalled(&self, stalled: bool) -> bool {
+        std::mem::replace(&mut self.shared.state().stalled, stalled)
+    }
+
     pub(super) fn incarnation(&self) -> u64 {
         self.shared.state().incarnation
     }
@@ -316,8 +328,7 @@ impl Node {
     /// Whether one that ended by itself had a reason for it: since it began a disk failed, lied or was full, bytes of it
     /// are not those that were written, or it lacks what was on it. A chunkserver that runs bears most of that.
     pub(super) fn may_end(&self) -> bool {
-        let disks = self.disks();
-        let now: Vec<Counters> = disks.iter().map(|disk| disk.counters()).collect();
+        let (disks, now) = (self.disks(), self.shared.counters());
         let state = self.shared.state();
         let bears = state.runs && self.role() == Role::Chunkserver;
         let failures = |counters: &Counters| match bears {
@@ -331,7 +342,7 @@ impl Node {
 
     /// Whether a write or an fsync of a disk has failed since the process began, after which the disk is out of use.
     pub(super) fn has_failing_disk(&self) -> bool {
-        let now: Vec<Counters> = self.disks().iter().map(|disk| disk.counters()).collect();
+        let now = self.shared.counters();
         self.shared.state().met(&now, |counters| counters.write_eio + counters.sync_eio) > 0
     }
 

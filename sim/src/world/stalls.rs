@@ -8,8 +8,7 @@ use crate::trace::Kind;
 use crate::{stats, trace};
 use madsim::task::NodeId;
 use mooseng::seam;
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -24,36 +23,29 @@ pub(super) fn begin(world: &Arc<World>) {
             let _ = tell.send((node, time));
         }
     }));
-    let (world, stalled) = (Arc::downgrade(world), Stalled::default());
+    let world = Arc::downgrade(world);
     tokio::spawn(async move {
         while let Some((node, time)) = told.recv().await {
-            stop(&world, &stalled, node, time);
+            stop(&world, node, time);
         }
     });
 }
 
-/// Those that stand still now.
-type Stalled = Arc<Mutex<BTreeSet<NodeId>>>;
-
 /// The machine counts as up meanwhile: nobody has stopped it.
-fn stop(world: &Weak<World>, stalled: &Stalled, id: NodeId, time: Duration) {
+fn stop(world: &Weak<World>, id: NodeId, time: Duration) {
     let Some(world) = world.upgrade() else { return };
     let found = world.nodes().values().find(|node| node.id() == id).cloned();
     let Some(node) = found.filter(|node| node.role() == Role::Master) else { return };
-    let lock = move |stalled: &Stalled, change: fn(&mut BTreeSet<NodeId>, NodeId) -> bool| {
-        change(&mut stalled.lock().unwrap_or_else(PoisonError::into_inner), id)
-    };
-    if node.power() != Power::Up || !lock(stalled, |stalled, id| stalled.insert(id)) {
+    if node.power() != Power::Up || node.set_stalled(true) {
         return;
     }
     let incarnation = node.incarnation();
     stats::count("fault: master stood still for its disk");
     trace::say(Kind::Disk, node.name(), &format!("stands still for its disk, {time:?}"));
     world.handle.pause(id);
-    let stalled = stalled.clone();
     tokio::spawn(async move {
         tokio::time::sleep(time).await;
-        lock(&stalled, |stalled, id| stalled.remove(&id));
+        node.set_stalled(false);
         // One that was stopped, or is gone, meanwhile is somebody else's.
         if node.power() == Power::Up && node.incarnation() == incarnation {
             world.handle.resume(id);
