@@ -29,6 +29,7 @@ mod mutants;
 mod namespace_chaos;
 mod namespace_model;
 mod no_majority;
+mod outlived;
 mod placement_model;
 mod raft_chaos;
 mod removed_elsewhere;
@@ -83,6 +84,7 @@ pub const ALL: &[Scenario] = &[
     namespace_model::SCENARIO,
     client_model::SCENARIO,
     moved_away::SCENARIO,
+    outlived::SCENARIO,
     beyond_budget::SCENARIO,
     busy_leader::SCENARIO,
     cut_and_close::SCENARIO,
