@@ -147,7 +147,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("UNHEARD", "whoever is held back gets no sign of life", "hung_disk", 4),
     Mutant::caught("LITTER", "a deletion that failed is not asked for again", "cluster_chaos", 40),
     Mutant::caught("STRAY", "a replica counts as deleted without an answer", "cluster_chaos", 60),
-    Mutant::caught("CROWDED", "a dead server's replica is before the others", "members_chaos", 40),
+    Mutant::caught("CROWDED", "a dead server's replica is before the others", "outlived", 4),
     Mutant::caught("NAMELESS", "a replica is not deleted after its chunk", "outlived", 4),
     Mutant::caught("STANDIN", "who answers is taken for who was there", "damage_chaos", 60),
     Mutant::caught("SINGLE", "a dial that nobody answers is not repeated", "failover", 20),

@@ -1,7 +1,8 @@
-//! A chunkserver is away until it counts as dead, and its chunks until they are repaired elsewhere and then removed; then
-//! it comes back with replicas that have outlived their chunks.
+//! Two chunkservers are away, one after the other, until they count as dead, and their chunks until they are repaired
+//! elsewhere and then removed; then one comes back with replicas that have outlived their chunks, and the other one later.
 //!
-//! Checked: they are deleted (O6). Not checked: other faults meanwhile (`members_chaos`).
+//! Checked: they are deleted (O6), also while another replica of the same chunk lies where nobody answers. Not checked: other
+//! faults meanwhile (`members_chaos`).
 
 use crate::cluster::chunkserver_ip;
 use crate::cluster::full::{Cluster, connect, mount};
@@ -40,7 +41,7 @@ const REPAIRED: u8 = 2;
 const REMOVED: u8 = 3;
 
 async fn run(seed: u64) {
-    let drawn = Options { masters: 1, chunkservers: 3, clients: 1, ..Options::draw(seed) };
+    let drawn = Options { masters: 1, chunkservers: 4, clients: 1, ..Options::draw(seed) };
     let world = World::new(Options { data: 1, parity: 1, tiny: true, ..drawn.calm() });
     let cluster = Cluster::default();
     cluster.add(&world);
@@ -62,10 +63,12 @@ async fn run(seed: u64) {
         })
     });
     reaches(&step, MADE, CONVERGED).await;
-    let (server, away) = a_home(&world, &cluster);
-    if plan::strikes(FaultClass::Kill) {
-        world.kill(&away);
-        repaired(&world, &cluster, server).await;
+    let homes = homes(&world, &cluster);
+    for (server, away) in &homes {
+        if plan::strikes(FaultClass::Kill) {
+            world.kill(away);
+            repaired(&world, &cluster, *server).await;
+        }
     }
     step.store(REPAIRED, Ordering::Relaxed);
     reaches(&step, REMOVED, CONVERGED).await;
@@ -77,25 +80,43 @@ async fn run(seed: u64) {
         if left == 0 { Ok(()) } else { Err(format!("{left} chunks are still there")) }
     })
     .await;
-    let view = leader_view(&world, &cluster).unwrap_or_else(|why| violation("O7", why));
-    let first = (ServerId(0), ChunkId(0), Generation(0));
-    let outlived = view.range::<Doomed>(&first, None).count();
-    stats::add("replicas that outlived their chunks", outlived as u64);
-    world.restart(&away).await;
+    stats::add("replicas that outlived their chunks", outlived(&world, &cluster, None) as u64);
+    let [(_, first), (last, away)] = &homes;
+    // Rows are in the order of servers' numbers: those of the one that stays away come first.
+    world.restart(away).await;
+    within("ms until the one that came back was rid of them", CONVERGED, trace::now_ns(), || {
+        match outlived(&world, &cluster, Some(*last)) {
+            0 => Ok(()),
+            left => Err(format!("{left} replicas have outlived their chunks on {last}")),
+        }
+    })
+    .await;
+    world.restart(first).await;
     cluster.converge(&world).await;
     chunks::check(&world, &cluster).await;
 }
 
-/// A server that has data, and its machine.
-fn a_home(world: &World, cluster: &Cluster) -> (ServerId, String) {
+/// The servers of a chunk with data, and their machines.
+fn homes(world: &World, cluster: &Cluster) -> [(ServerId, String); 2] {
     let view = leader_view(world, cluster).unwrap_or_else(|why| violation("O7", why));
     let mut chunks = view.range::<Chunks>(&ChunkId(0), None).flatten();
     let used = chunks.find(|(_, chunk)| chunk.committed_len > 0).expect("files were synced").1;
-    let server = ServerId(used.replicas[world.rng("away").index(used.replicas.len())].server);
-    let row = view.get::<Servers>(&server).expect("tables").expect("its row");
-    let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
-    let number = (1..=3).find(of).expect("one of three");
-    (server, format!("s{number}"))
+    let mut servers: Vec<ServerId> = used.replicas.iter().map(|r| ServerId(r.server)).collect();
+    servers.sort_unstable();
+    let machine = |server: ServerId| {
+        let row = view.get::<Servers>(&server).expect("tables").expect("its row");
+        let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
+        (server, format!("s{}", (1..=4).find(of).expect("one of four")))
+    };
+    [machine(servers[0]), machine(servers[1])]
+}
+
+/// Replicas that left their chunks and are not deleted yet, on this server or on all.
+fn outlived(world: &World, cluster: &Cluster, on: Option<ServerId>) -> usize {
+    let view = leader_view(world, cluster).unwrap_or_else(|why| violation("O7", why));
+    let first = (ServerId(0), ChunkId(0), Generation(0));
+    let rows = view.range::<Doomed>(&first, None).flatten();
+    rows.filter(|((server, _, _), _)| on.is_none_or(|on| on == *server)).count()
 }
 
 /// It is declared dead, and no chunk counts on it any more.
