@@ -133,13 +133,21 @@ fn a_whole_plan_is_the_same_run() {
 }
 
 #[test]
-fn the_bank_prints_and_writes_its_table() {
+fn the_bank_prints_and_writes_its_table_and_goes_on_where_it_ended() {
     let dir = Dir::new("bank");
-    let file = dir.file("BANK.md");
-    let (code, text) = program(&["bank", "--quick", "--only", "NOSYNC", "--write", &file]);
-    assert_eq!(code, 0, "{text}");
+    let (file, state) = (dir.file("BANK.md"), dir.file("state.json"));
+    let which = ["bank", "--quick", "--only", "NOSYNC", "--state", &state];
+    let (code, first) = program(&[&which[..], &["--write", &file]].concat());
+    assert_eq!(code, 0, "{first}");
     let page = std::fs::read_to_string(&file).expect("a page");
     assert!(page.contains("| NOSYNC |") && page.contains("1/1"), "{page}");
+    let (code, again) = program(&[&which[..], &["--no-asserts"]].concat());
+    let hunts = |text: &str| text.matches("NOSYNC in journal: caught by").count();
+    assert_eq!((code, hunts(&first), hunts(&again)), (0, 1, 1), "nothing is done twice: {again}");
+    assert!(again.contains("| 1/1 |"), "{again}");
+    std::fs::write(&state, "{").expect("written");
+    let (code, text) = program(&which);
+    assert!(code == 2 && text.contains("state.json"), "{code}: {text}");
     assert_eq!(program(&["bank", "--only", "M99"]).0, 2);
 }
 

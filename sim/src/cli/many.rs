@@ -48,6 +48,9 @@ pub struct BankArgs {
     /// Seeds after which a hunt gives up.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
+    /// Keep the hunts that ended in this file, and go on from there.
+    #[arg(long)]
+    state: Option<PathBuf>,
     /// Write the page with the table to this file.
     #[arg(long)]
     write: Option<PathBuf>,
@@ -59,8 +62,9 @@ pub fn bank(args: &BankArgs) -> Result<i32, String> {
         seeds_max: args.seeds,
         without_asserts: args.no_asserts,
         only: args.only.clone(),
+        state: args.state.clone(),
     };
-    let rows = harness_bank::run(scenarios::MUTANTS, &settings);
+    let rows = harness_bank::run(scenarios::MUTANTS, &settings)?;
     if rows.is_empty() {
         return Err(format!("no planted bug is called {:?}", args.only.as_deref().unwrap_or("")));
     }

@@ -1,10 +1,13 @@
 //! The bug bank: plants each bug and looks how soon the simulator sees it.
 
+use super::kept::Kept;
 use super::{Job, Mutant, Report, pool};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,10 +33,21 @@ pub struct Settings {
     pub without_asserts: bool,
     /// Only this bug.
     pub only: Option<String>,
+    /// Where the hunts that ended are kept, so that the next start goes on from there.
+    pub state: Option<PathBuf>,
+}
+
+/// Which hunt for a bug of a scenario.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Which {
+    bug: String,
+    scenario: String,
+    no_asserts: bool,
+    number: u64,
 }
 
 /// One hunt.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Hunt {
     /// Seeds in which the site was reached.
     reached: u64,
@@ -143,42 +157,56 @@ fn hunt(mutant: &Mutant, seeds: Range<u64>, no_asserts: bool, clean: &Clean<'_>)
 }
 
 /// Runs the bank over these mutants.
-pub fn run(mutants: &[Mutant], settings: &Settings) -> Vec<Row> {
+pub fn run(mutants: &[Mutant], settings: &Settings) -> Result<Vec<Row>, String> {
     let chosen: Vec<&Mutant> = mutants
         .iter()
         .filter(|mutant| settings.only.as_deref().is_none_or(|only| only == mutant.bug))
         .collect();
     let modes: &[bool] = if settings.without_asserts { &[false, true] } else { &[false] };
-    let mut hunts = Vec::new();
-    for (at, _) in chosen.iter().enumerate() {
+    let kept = Kept::<(Which, Hunt)>::load(
+        settings.state.as_deref(),
+        &format!("at most {} seeds", settings.seeds_max),
+    )?;
+    let done: BTreeSet<&Which> = kept.done().iter().map(|(which, _)| which).collect();
+    let mut wanted = Vec::new();
+    for mutant in &chosen {
         for no_asserts in modes {
-            hunts.extend((0..settings.detections).map(|number| (at, *no_asserts, number)));
+            wanted.extend((0..settings.detections).map(|number| {
+                let (bug, scenario) = (mutant.bug.to_owned(), mutant.scenario.to_owned());
+                (*mutant, Which { bug, scenario, no_asserts: *no_asserts, number })
+            }));
         }
     }
-    let bar = ProgressBar::new(hunts.len() as u64);
+    let left: Vec<&(&Mutant, Which)> =
+        wanted.iter().filter(|(_, which)| !done.contains(which)).collect();
+    let bar = ProgressBar::new(left.len() as u64);
     let style = "{wide_bar} {pos}/{len} hunts, {elapsed} gone, {eta} to go  {msg}";
     bar.set_style(ProgressStyle::with_template(style).expect("a template"));
     bar.enable_steady_tick(Duration::from_millis(500));
     let clean = Clean { run: &|job| pool::run(job).report, failed: Mutex::default() };
-    let found = pool::map(&hunts, |(at, no_asserts, number)| {
-        bar.set_message(chosen[*at].bug);
-        let start = 1 + number * STRIDE;
-        let found = hunt(chosen[*at], start..start + settings.seeds_max, *no_asserts, &clean);
+    let kept = Mutex::new(kept);
+    let hunted = pool::map(&left, |(mutant, which)| {
+        bar.set_message(mutant.bug);
+        let start = 1 + which.number * STRIDE;
+        let found = hunt(mutant, start..start + settings.seeds_max, which.no_asserts, &clean);
         bar.inc(1);
-        bar.suspend(|| {
-            eprintln!("{} in {}: {}", chosen[*at].bug, chosen[*at].scenario, found.say())
-        });
-        found
+        bar.suspend(|| eprintln!("{} in {}: {}", mutant.bug, mutant.scenario, found.say()));
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push((which.clone(), found))
     });
     bar.finish_and_clear();
+    hunted.into_iter().collect::<Result<(), String>>()?;
+    let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let found: BTreeMap<&Which, &Hunt> = kept.done().iter().map(|(which, h)| (which, h)).collect();
     let mut rows: Vec<Row> = chosen.iter().map(|mutant| begin(mutant)).collect();
-    for ((at, no_asserts, _), hunt) in hunts.iter().zip(found) {
-        rows[*at].take(*no_asserts, hunt);
-    }
-    for row in &mut rows {
+    let each = settings.detections as usize * modes.len();
+    for (row, wanted) in rows.iter_mut().zip(wanted.chunks(each)) {
+        for (_, which) in wanted {
+            row.take(which.no_asserts, found[which].clone());
+        }
         row.seeds.sort_unstable();
     }
-    rows
+    Ok(rows)
 }
 
 fn begin(mutant: &Mutant) -> Row {

@@ -6,12 +6,13 @@
 //! those runs is not needed: the run without it is the same one. A bug that is seen too seldom proves nothing: any
 //! change of a run may hide it.
 
-use super::{Job, Mutant, Report, files, pool};
+use super::kept::Kept;
+use super::{Job, Mutant, Report, pool};
 use crate::plan::FaultClass;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// Runs with every class that must see the bug. By chance alone, as many seeds without a class would all miss
@@ -216,34 +217,6 @@ impl<'a> Look<'a> {
     }
 }
 
-/// What is done, by one build and with so many seeds.
-#[derive(Default, Serialize, Deserialize)]
-struct State {
-    build: String,
-    seeds: (u64, u64),
-    rows: Vec<Row>,
-}
-
-impl State {
-    fn load(settings: &Settings) -> Result<State, String> {
-        let seeds = (settings.seeds, settings.seeds_max);
-        let fresh = State { build: files::build()?, seeds, rows: vec![] };
-        let text = match &settings.state {
-            Some(path) => files::read_if_there(path)?,
-            None => None,
-        };
-        let Some(text) = text else { return Ok(fresh) };
-        let kept: State = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        let same = (&kept.build, kept.seeds) == (&fresh.build, fresh.seeds);
-        Ok(if same { kept } else { fresh })
-    }
-
-    fn save(&self, path: Option<&Path>) -> Result<(), String> {
-        let Some(path) = path else { return Ok(()) };
-        files::write(path, &serde_json::to_string_pretty(self).expect("states print"))
-    }
-}
-
 /// Looks at these bugs; the rows of all that are chosen.
 pub fn run(mutants: &[Mutant], settings: &Settings) -> Result<Vec<Row>, String> {
     let is = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
@@ -251,26 +224,24 @@ pub fn run(mutants: &[Mutant], settings: &Settings) -> Result<Vec<Row>, String> 
         .iter()
         .filter(|m| is(&settings.bug, m.bug) && is(&settings.scenario, m.scenario))
         .collect();
-    let state = State::load(settings)?;
+    let seeds = (settings.seeds, settings.seeds_max);
+    let kept = Kept::<Row>::load(settings.state.as_deref(), &format!("{seeds:?} seeds"))?;
     let of =
         |row: &Row, m: &Mutant| (row.bug.as_str(), row.scenario.as_str()) == (m.bug, m.scenario);
     let left: Vec<&Mutant> = chosen
         .iter()
         .copied()
-        .filter(|mutant| !state.rows.iter().any(|row| of(row, mutant)))
+        .filter(|mutant| !kept.done().iter().any(|row| of(row, mutant)))
         .collect();
-    let state = Mutex::new(state);
-    let seeds = (settings.seeds, settings.seeds_max);
+    let kept = Mutex::new(kept);
     let done = pool::map(&left, |mutant| {
         let row = Look::new(mutant, seeds, &|job| pool::run(job).report).whole();
         eprintln!("{}", row.say());
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.rows.push(row);
-        state.save(settings.state.as_deref())
+        kept.lock().unwrap_or_else(PoisonError::into_inner).push(row)
     });
     done.into_iter().collect::<Result<(), String>>()?;
-    let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let row = |mutant: &&Mutant| state.rows.iter().find(|row| of(row, mutant)).cloned();
+    let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let row = |mutant: &&Mutant| kept.done().iter().find(|row| of(row, mutant)).cloned();
     Ok(chosen.iter().filter_map(row).collect())
 }
 

@@ -6,6 +6,7 @@ mod child;
 pub mod classes;
 pub mod files;
 mod job;
+mod kept;
 pub mod minimise;
 mod panics;
 mod pool;
