@@ -157,6 +157,11 @@ impl Session {
         state.ended || state.current.generation != generation
     }
 
+    /// The session that what is written now belongs to: the next one if the present one is over.
+    pub fn writing(&self) -> u64 {
+        self.lost() + 1
+    }
+
     /// Operations answered, batches sent, sessions opened.
     pub fn counts(&self) -> (u64, u64, u64) {
         let state = self.state();

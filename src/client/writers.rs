@@ -40,6 +40,8 @@ pub struct Placed {
 
 /// What was asked to be placed; ends when all of it is acknowledged.
 struct Job {
+    /// The session that it belongs to, as [`Current::generation`].
+    session: u64,
     sync: bool,
     since: Mono,
     state: Mutex<JobState>,
@@ -167,7 +169,8 @@ impl Writers {
         }
         let (done, outcome) = oneshot::channel();
         let state = JobState { untaken: total, left: total, placed: Vec::new(), done: Some(done) };
-        let job = Arc::new(Job { sync, since: seam::now(), state: Mutex::new(state) });
+        let (session, since) = (self.session.writing(), seam::now());
+        let job = Arc::new(Job { session, sync, since, state: Mutex::new(state) });
         let key = Key { class, layout };
         self.queue(
             key,
@@ -322,9 +325,13 @@ impl Writers {
     fn give_up_waiting(&self, key: Key, error: &OpenError, no_room: Option<Mono>) {
         let now = seam::now();
         let deadline = self.limits.operation_deadline;
-        let patience = match error {
-            // The session is over; what was written in it is lost with it.
-            OpenError::Expired | OpenError::Closed => Duration::ZERO,
+        let patience = |job: &Job| match error {
+            // What was written in a session is lost with it. The next one may have begun before the answer came.
+            // BYGONE: all that waits counts as written in it.
+            OpenError::Expired(over) if job.session <= *over || crate::bug!(BYGONE) => {
+                Duration::ZERO
+            }
+            OpenError::Closed => Duration::ZERO,
             OpenError::Errno(Errno::ENOSPC) if key.layout.is_copies() => {
                 self.limits.server_suspect * 2
             }
@@ -338,7 +345,7 @@ impl Writers {
         waiting.retain(|segment| {
             let since = segment.job.since;
             let said = no_room.map_or(since, |said| since.max(said));
-            let keep = now.since(since) < deadline && now.since(said) < patience;
+            let keep = now.since(since) < deadline && now.since(said) < patience(&segment.job);
             if !keep {
                 segment.job.fail(errno);
             }
@@ -367,7 +374,7 @@ impl Writers {
 
     async fn open(&self, key: Key, current: Current) -> Result<Arc<OpenChunk>, OpenError> {
         if self.session.is_over(current.generation) {
-            return Err(OpenError::Expired);
+            return Err(OpenError::Expired(current.generation));
         }
         let request = pb::OpenChunkRequest {
             session: current.id.get(),
@@ -387,7 +394,7 @@ impl Writers {
         };
         if reply.errno == Errno::ESTALE.get() {
             self.session.expire(current.generation);
-            return Err(OpenError::Expired);
+            return Err(OpenError::Expired(current.generation));
         }
         Errno::check(reply.errno).map_err(OpenError::Errno)?;
         let info = reply.chunk.as_ref();
@@ -463,7 +470,8 @@ impl Writers {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum OpenError {
     Errno(Errno),
-    Expired,
+    /// This session is over.
+    Expired(u64),
     Closed,
 }
 

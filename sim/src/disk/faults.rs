@@ -107,6 +107,11 @@ impl Counters {
         self.read_eio + self.enospc + self.emfile
     }
 
+    /// Changes of the durable image: what changes it counts here.
+    pub fn durable_changes(&self) -> u64 {
+        self.syncs + self.dir_syncs + self.sync_eio + self.power_losses + self.rotten
+    }
+
     /// Times that content changed and its writer could not know it.
     pub fn changed_unasked(&self) -> u64 {
         self.misdirected + self.rotten

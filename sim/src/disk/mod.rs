@@ -254,6 +254,11 @@ impl SimDisk {
         self.state().counters.changed_unasked() > 0
     }
 
+    /// Differs whenever the durable image does.
+    pub fn durable_version(&self) -> u64 {
+        self.state().counters.durable_changes()
+    }
+
     /// Called with every operation that changes the disk, while the disk is locked.
     pub fn observe(&self, observer: impl FnMut(&Event<'_>) + Send + 'static) {
         self.state().observer = Some(Box::new(observer));

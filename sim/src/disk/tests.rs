@@ -294,6 +294,58 @@ fn the_durable_image_reads_as_a_disk() {
     assert_eq!(durable.len().expect("length"), 2600, "follows the disk");
 }
 
+/// Whoever has read the durable image reads it again only if its version is another one.
+#[test]
+fn the_durable_image_changes_with_its_version_only() {
+    let (mut same, mut other) = (0, 0);
+    for seed in 0..50 {
+        let (sim, mut disk) = disk(seed);
+        let mut rng = Rng::new(seed);
+        let image = |sim: &SimDisk| -> Vec<_> {
+            let names = sim.durable_list("");
+            names.into_iter().map(|name| (sim.durable_read(&name), name)).collect()
+        };
+        let mut before = (sim.durable_version(), image(&sim));
+        for incarnation in 2..100 {
+            let (name, to) = (format!("f{}", rng.below(4)), format!("f{}", rng.below(4)));
+            let file = disk.open(&name, OpenMode::Create).expect("open");
+            let (at, kind) = (rng.below(2_000), rng.below(12));
+            _ = match kind {
+                0..=2 => file.write_at(at, &[rng.below(256) as u8; 700]),
+                3 => file.set_len(at),
+                4 => file.punch_hole(at, 1_000),
+                5 => file.sync_data(),
+                6 => disk.sync_dir(""),
+                7 => disk.rename(&name, &to),
+                8 => disk.remove(&name),
+                9 => {
+                    sim.set_faults(|faults| faults.next_sync_eio = 1);
+                    file.sync_data()
+                }
+                10 => {
+                    sim.rot(&name, at, 1);
+                    Ok(())
+                }
+                _ => {
+                    sim.power_loss();
+                    sim.fence(incarnation);
+                    disk = sim.handle(incarnation);
+                    Ok(())
+                }
+            };
+            let after = (sim.durable_version(), image(&sim));
+            assert!(after.0 != before.0 || after.1 == before.1, "seed {seed}, kind {kind}");
+            same += u64::from(after.0 == before.0);
+            other += u64::from(after.1 != before.1);
+            before = after;
+        }
+    }
+    assert!(
+        same > 1_000 && other > 500,
+        "{same} steps kept the version, {other} changed the image"
+    );
+}
+
 #[test]
 fn a_duplicate_has_its_own_future() {
     let (sim, disk) = disk(1);

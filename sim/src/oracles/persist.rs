@@ -79,6 +79,9 @@ impl Lost {
     }
 }
 
+/// The log of each machine as it was read last, with the disk and the version of its durable image.
+type Read = BTreeMap<String, (Weak<SimDisk>, u64, Arc<Recovered>)>;
+
 /// How many masters must have an entry, for a leading machine and a log index.
 type Majority = Box<dyn Fn(&str, u64) -> usize + Send + Sync>;
 
@@ -91,6 +94,7 @@ pub struct Persist {
     lost: Lost,
     /// By machine: up to where its log is purged, and was found to be covered by its checkpoint.
     covered: Mutex<BTreeMap<String, u64>>,
+    read: Mutex<Read>,
     majority: Majority,
 }
 
@@ -101,8 +105,8 @@ impl Persist {
         majority: impl Fn(&str, u64) -> usize + Send + Sync + 'static,
     ) -> Persist {
         let world = Arc::downgrade(world);
-        let (appends, accepted, lost, covered) = Default::default();
-        Persist { world, appends, accepted, lost, covered, majority: Box::new(majority) }
+        let (appends, accepted, lost, covered, read) = Default::default();
+        Persist { world, appends, accepted, lost, covered, read, majority: Box::new(majority) }
     }
 
     /// What it knows of what machines have accepted.
@@ -123,11 +127,20 @@ impl Persist {
         self.world.upgrade()?.disks(node).first().cloned()
     }
 
-    /// The log as a power loss would leave it; `None` if its disk lies.
-    fn log(&self, node: &str) -> Option<Recovered> {
+    /// The log as a power loss would leave it; `None` if its disk lies. It is read again when that has changed.
+    fn log(&self, node: &str) -> Option<Arc<Recovered>> {
         let disk = self.disk(node).filter(|disk| !disk.lies())?;
-        let log = log_of(node, &disk);
+        let version = disk.durable_version();
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, at, log)) = read.get(node)
+            && *at == version
+            && std::ptr::eq(of.as_ptr(), Arc::as_ptr(&disk))
+        {
+            return Some(log.clone());
+        }
+        let log = Arc::new(log_of(node, &disk));
         self.check_purged(node, &disk, &log);
+        read.insert(node.to_owned(), (Arc::downgrade(&disk), version, log.clone()));
         Some(log)
     }
 
@@ -152,7 +165,7 @@ impl Persist {
     /// Whether the machine has the entry, or had it when it promised it.
     fn has(&self, node: &str, index: u64, term: u64) -> bool {
         let lies = self.disk(node).is_some_and(|disk| disk.lies());
-        let now = |log: Recovered| holds_index(&log, index, term);
+        let now = |log: Arc<Recovered>| holds_index(&log, index, term);
         lies || self.log(node).is_some_and(now) || self.lost.held(node, index, term)
     }
 

@@ -28,6 +28,7 @@ mod moved_away;
 mod mutants;
 mod namespace_chaos;
 mod namespace_model;
+mod next_session;
 mod no_majority;
 mod outlived;
 mod placement_model;
@@ -72,6 +73,7 @@ pub const ALL: &[Scenario] = &[
     told_late::SCENARIO,
     lost_in_a_row::SCENARIO,
     late_session::SCENARIO,
+    next_session::SCENARIO,
     no_majority::SCENARIO,
     rot_while_away::SCENARIO,
     servers_fail::SCENARIO,

@@ -59,6 +59,12 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("FICKLE", "a leader that is silent once is left", "lost_in_a_row", 4),
     Mutant::caught("GHOST", "a master that was replaced still counts", "damage", 40),
     Mutant::caught("STUBBORN", "a session that is over is asked for again", "late_session", 4),
+    Mutant::caught(
+        "BYGONE",
+        "what is written in the next session is lost with the last",
+        "next_session",
+        8,
+    ),
     Mutant::caught("MUM", "a chunk whose sync failed is told of by nobody", "servers_fail", 20),
     Mutant::caught("TWICE", "what an O_SYNC write tells is told again", "servers_fail", 4),
     Mutant::caught("FRANTIC", "chunk after chunk is opened without a pause", "servers_fail", 4),

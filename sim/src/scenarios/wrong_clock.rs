@@ -237,7 +237,7 @@ async fn write_on(context: &NodeContext, client: &Arc<Client>, watch: &Watch) {
         if let Err(errno) = client.rmdir(ROOT, name.as_bytes()).await {
             fail(context, &name, errno);
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
