@@ -3,6 +3,7 @@
 use super::{SECTOR, State, gone};
 use crate::plan::{self, FaultClass};
 use crate::rng::Ratio;
+use crate::trace;
 use std::io;
 use std::time::Duration;
 
@@ -169,7 +170,7 @@ impl State {
     /// ones take no longer in all than one of them may, or a start made of twenty calls on a disk that was slow
     /// for a moment would take a minute, also after the disk is quick again.
     pub(super) fn spend(&mut self, low: u64, high: u64) {
-        let mut micros = self.rng.range(low, high);
+        let (mut micros, before) = (self.rng.range(low, high), self.counters.slow);
         if self.rng.hit(self.faults.slow) {
             self.counters.slow += 1;
             let most = self.faults.slow_ms_max.max(2) * 1000;
@@ -179,6 +180,10 @@ impl State {
         }
         if micros > 0 {
             mooseng::seam::owe(Duration::from_micros(micros));
+        }
+        if self.counters.slow > before {
+            let owed = u64::try_from(mooseng::seam::owed().as_nanos()).unwrap_or(u64::MAX);
+            self.slow_until_ns = trace::now_ns().saturating_add(owed);
         }
     }
 

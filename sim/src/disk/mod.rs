@@ -45,6 +45,8 @@ struct State {
     counters: Counters,
     dies_at: Option<u64>,
     fills_at: Option<u64>,
+    /// The end of the last slow call, by the simulation's clock.
+    slow_until_ns: u64,
     /// What another program took, bytes.
     taken: u64,
     observer: Option<Observer>,
@@ -99,6 +101,7 @@ impl SimDisk {
             counters: Counters::default(),
             dies_at: None,
             fills_at: None,
+            slow_until_ns: 0,
             taken: 0,
             observer: None,
         };
@@ -150,6 +153,7 @@ impl SimDisk {
         state.incarnation = state.incarnation.max(incarnation);
         let current = state.incarnation;
         state.locks.retain(|_, holder| *holder >= current);
+        state.slow_until_ns = 0;
     }
 
     /// The process is gone (kill -9): the page cache survives whole, so nothing changes but that files
@@ -188,6 +192,11 @@ impl SimDisk {
         }
         state.locks.clear();
         state.collect();
+    }
+
+    /// When the running process will have waited for all slow calls that it has made, by the simulation's clock.
+    pub fn slow_until_ns(&self) -> u64 {
+        self.state().slow_until_ns
     }
 
     /// Changes the faults that are drawn from now on.

@@ -1,4 +1,5 @@
-//! O7, bounds on how soon after healing things work again: a leader, then every client, then convergence.
+//! O7, bounds on how soon after healing things work again: a leader, then every client, then convergence. A disk call that
+//! was slow before and ends later is given its time: a master that waits for it leads nobody.
 //!
 //! Not checked: how fast anything is while faults strike; that a bound holds for machines that are not healed.
 

@@ -102,7 +102,7 @@ async fn run(seed: u64) {
     let time = Duration::from_millis(world.options.chaos_ms);
     let budget = Budget { clients: 0, ..Budget::of(&world) };
     chaos(world.clone(), budget, time).await;
-    world.heal().await;
+    _ = world.heal().await;
     turns.state().over = true;
     for _ in 0..1500 {
         tokio::time::sleep(Duration::from_millis(100)).await;

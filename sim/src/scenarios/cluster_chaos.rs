@@ -139,11 +139,11 @@ pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &
     let time = Duration::from_millis(world.options.chaos_ms);
     tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
-    world.heal().await;
+    let slow = world.heal().await;
     let healed = trace::now_ns();
     let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
-    within("ms until a leader serves", LEADER, healed, leads).await;
-    let bound = CLIENTS + until_enough_servers(&world);
+    within("ms until a leader serves", LEADER + slow, healed, leads).await;
+    let bound = CLIENTS + slow + until_enough_servers(&world);
     program.liveness.all_served_within(bound, &clients, healed).await;
     program.calm.store(true, Ordering::Relaxed);
     tokio::join!(audit(&world, &cluster, &program.ledger, 100), recovers(&world, &cluster, healed));

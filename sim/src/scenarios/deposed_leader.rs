@@ -70,7 +70,7 @@ async fn run(seed: u64) {
         tokio::time::sleep(Duration::from_millis(rng.range(300, 1_200))).await;
         strike(&world, &cluster, &mut rng.fork("strike"), number).await;
     }
-    world.heal().await;
+    _ = world.heal().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     calm.store(true, Ordering::Relaxed);
     cluster.converge(&world).await;

@@ -72,7 +72,7 @@ async fn run(seed: u64) {
     tokio::spawn(world.clone().supervise());
     let time = Duration::from_millis(world.options.chaos_ms);
     chaos(world.clone(), Budget::of(&world), time).await;
-    world.heal().await;
+    _ = world.heal().await;
     progress_again(&ledger).await;
     world.count_disk_faults();
     check(&world, &ledger);

@@ -36,6 +36,7 @@ mod raft_chaos;
 mod removed_elsewhere;
 mod replaced_under_open;
 mod rot_while_away;
+mod rotten_source;
 mod servers_fail;
 mod servers_full;
 mod single_fault;
@@ -87,6 +88,7 @@ pub const ALL: &[Scenario] = &[
     client_model::SCENARIO,
     moved_away::SCENARIO,
     outlived::SCENARIO,
+    rotten_source::SCENARIO,
     beyond_budget::SCENARIO,
     busy_leader::SCENARIO,
     cut_and_close::SCENARIO,

@@ -48,7 +48,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("M29", "a referenced chunk is deleted", "namespace_model", 20),
     Mutant::caught("M30", "repair counts dead copies", "placement_model", 20),
     Mutant::caught("M30", "repair counts dead copies", "damage_chaos", 50),
-    Mutant::caught("M31", "repair copies from a corrupt source", "damage_chaos", 100),
+    Mutant::caught("M31", "repair copies from a corrupt source", "rotten_source", 8),
     Mutant::caught("M32", "scrub finds rot and does not repair", "damage_chaos", 60),
     Mutant::caught("M33", "punched hole off by one block", "store_model", 20),
     Mutant::caught("M33", "punched hole off by one block", "cluster_chaos", 20),

@@ -12,7 +12,7 @@ use super::frame_chaos::often;
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::violation;
 use crate::harness::Scenario;
-use crate::oracles::liveness::{LEADER, Liveness, within};
+use crate::oracles::liveness::{CLIENTS, LEADER, Liveness, within};
 use crate::oracles::namespace::Namespace;
 use crate::rng::Rng;
 use crate::stats;
@@ -168,16 +168,15 @@ async fn work(drawn: Options) {
     let time = Duration::from_millis(world.options.chaos_ms);
     tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
-    world.heal().await;
+    let slow = world.heal().await;
     let healed = trace::now_ns();
     let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
-    within("ms until a leader serves", LEADER, healed, leads).await;
-    liveness.all_served(&world.names(Role::Client), healed).await;
+    within("ms until a leader serves", LEADER + slow, healed, leads).await;
+    let clients = world.names(Role::Client);
+    liveness.all_served_within(CLIENTS + slow, &clients, healed).await;
     calm.store(true, Ordering::Relaxed);
     cluster.converge_since(&world, healed).await;
-    for name in world.names(Role::Client) {
-        world.kill(&name);
-    }
+    clients.iter().for_each(|name| world.kill(name));
     oracle.check();
     for name in world.names(Role::Master) {
         let view = cluster.get(&name).expect("converged").view();

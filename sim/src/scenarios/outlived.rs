@@ -103,12 +103,16 @@ fn homes(world: &World, cluster: &Cluster) -> [(ServerId, String); 2] {
     let used = chunks.find(|(_, chunk)| chunk.committed_len > 0).expect("files were synced").1;
     let mut servers: Vec<ServerId> = used.replicas.iter().map(|r| ServerId(r.server)).collect();
     servers.sort_unstable();
-    let machine = |server: ServerId| {
-        let row = view.get::<Servers>(&server).expect("tables").expect("its row");
-        let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
-        (server, format!("s{}", (1..=4).find(of).expect("one of four")))
-    };
-    [machine(servers[0]), machine(servers[1])]
+    let with_machine = |server| (server, machine(world, &view, server));
+    [with_machine(servers[0]), with_machine(servers[1])]
+}
+
+/// The name of the machine that is this server.
+pub(super) fn machine(world: &World, view: &impl Read, server: ServerId) -> String {
+    let row = view.get::<Servers>(&server).expect("tables").expect("its row");
+    let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
+    let number = (1..=world.options.chunkservers).find(of);
+    format!("s{}", number.expect("one of the servers"))
 }
 
 /// Replicas that left their chunks and are not deleted yet, on this server or on all.
@@ -120,7 +124,7 @@ fn outlived(world: &World, cluster: &Cluster, on: Option<ServerId>) -> usize {
 }
 
 /// It is declared dead, and no chunk counts on it any more.
-async fn repaired(world: &World, cluster: &Cluster, server: ServerId) {
+pub(super) async fn repaired(world: &World, cluster: &Cluster, server: ServerId) {
     within("ms until repaired", 2 * CONVERGED, trace::now_ns(), || {
         let view = leader_view(world, cluster)?;
         let row = view.get::<Servers>(&server).expect("tables").unwrap_or_default();
@@ -134,21 +138,26 @@ async fn repaired(world: &World, cluster: &Cluster, server: ServerId) {
     .await;
 }
 
-fn leader_view(world: &World, cluster: &Cluster) -> Result<impl Read + use<>, String> {
+pub(super) fn leader_view(world: &World, cluster: &Cluster) -> Result<impl Read + use<>, String> {
     Ok(cluster.leader(world).ok_or("no leader")?.view())
 }
 
-fn calm(done: Vec<Result<(), Errno>>) {
+pub(super) fn calm(done: Vec<Result<(), Errno>>) {
     if let Some(errno) = done.into_iter().find_map(Result::err) {
         violation("O7", format!("on a calm day: {errno:?}"));
     }
 }
 
-async fn make(client: &Arc<Client>, name: &str) -> Result<(), Errno> {
+pub(super) async fn make(client: &Arc<Client>, name: &str) -> Result<(), Errno> {
     let new = NewFile { mode: 0o644, flags: READ_WRITE, ..NewFile::default() };
     let (_, handle) = client.create(ROOT, name.as_bytes(), new).await?;
-    client.write(handle, 0, vec![1; 5_000].into()).await?;
+    client.write(handle, 0, written().into()).await?;
     client.fsync(handle, false).await?;
     client.release(handle).await;
     Ok(())
+}
+
+/// What every file holds: a block and a bit.
+pub(super) fn written() -> Vec<u8> {
+    vec![1; 5_000]
 }

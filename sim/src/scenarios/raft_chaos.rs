@@ -10,7 +10,7 @@ use crate::cluster::raft_only::Masters;
 use crate::cluster::{CLUSTER, client_ip, master_addresses};
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
-use crate::oracles::liveness::{CONVERGED, LEADER, Liveness, within};
+use crate::oracles::liveness::{CLIENTS, CONVERGED, LEADER, Liveness, within};
 use crate::oracles::persist::Persist;
 use crate::oracles::raft::Raft;
 use crate::rng::Rng;
@@ -94,18 +94,17 @@ async fn run(seed: u64) {
     tokio::spawn(world.clone().supervise());
     let time = Duration::from_millis(world.options.chaos_ms);
     chaos(world.clone(), Budget::of(&world), time).await;
-    world.heal().await;
+    let slow = world.heal().await;
     let healed = trace::now_ns();
     let masters_lead = || {
         let nodes = world.names(Role::Master).into_iter().filter_map(|name| masters.get(&name));
         let leads = nodes.into_iter().any(|node| node.is_leader_ready());
         if leads { Ok(()) } else { Err("nobody leads".to_owned()) }
     };
-    within("ms until a leader serves", LEADER, healed, masters_lead).await;
-    liveness.all_served(&world.names(Role::Client), healed).await;
-    for name in world.names(Role::Client) {
-        world.kill(&name);
-    }
+    within("ms until a leader serves", LEADER + slow, healed, masters_lead).await;
+    let clients = world.names(Role::Client);
+    liveness.all_served_within(CLIENTS + slow, &clients, healed).await;
+    clients.iter().for_each(|name| world.kill(name));
     converges(&world, &masters, healed).await;
     check(&world, &masters, &ledger);
     world.count_disk_faults();

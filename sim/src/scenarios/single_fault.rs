@@ -205,7 +205,7 @@ async fn run(seed: u64) {
             progress(&written, written.load(Ordering::Relaxed) + 3).await;
         }
     }
-    world.heal().await;
+    _ = world.heal().await;
     world.kill("c1");
     audit(&world, &cluster, &ledger, 100).await;
     // One that does not start is the operator's to replace; it is tried again and again.

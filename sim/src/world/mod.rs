@@ -266,8 +266,9 @@ impl World {
     }
 
     /// Ends every fault: nothing happens to frames any more, links are whole, everything runs and disks are
-    /// quick. Injectors must have ended.
-    pub async fn heal(&self) {
+    /// quick. Injectors must have ended. How long the slow calls still take that running processes have made, up to
+    /// some seconds: nobody is well before.
+    pub async fn heal(&self) -> Duration {
         trace::say(Kind::Phase, "world", "heals");
         plan::healed();
         self.frames.quiet();
@@ -281,6 +282,9 @@ impl World {
             self.resume(&name);
             self.restart(&name).await;
         }
+        let disks = self.all_names().into_iter().flat_map(|name| self.disks(&name));
+        let slow_until_ns = disks.map(|disk| disk.slow_until_ns()).max().unwrap_or(0);
+        Duration::from_nanos(slow_until_ns.saturating_sub(trace::now_ns()))
     }
 
     /// Restarts processes that ended by themselves, as a service manager does, until the world ends. None may without
