@@ -218,7 +218,10 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let Some(leader) = self.leader(world) else { continue };
             let known = leader.view().range::<Servers>(&ServerId(0), None).count();
-            if voters(&leader) == world.names(Role::Master).len() && known == servers {
+            // Between memberships a majority of the older, smaller one is needed as well: two of two masters, say.
+            let grown = !leader.is_between_memberships()
+                && voters(&leader) == world.names(Role::Master).len();
+            if grown && known == servers {
                 self.founded.store(true, Ordering::Relaxed);
                 trace::line("-", &format!("{} masters, {known} chunkservers", voters(&leader)));
                 return;
