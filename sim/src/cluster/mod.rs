@@ -2,6 +2,7 @@
 
 pub mod full;
 pub mod raft_only;
+pub mod rows;
 
 use mooseng::ids::Uuid;
 use std::net::Ipv4Addr;

@@ -18,6 +18,25 @@ pub const CLIENTS: Duration = Duration::from_secs(5);
 /// Everything is whole.
 pub const CONVERGED: Duration = Duration::from_secs(60);
 
+/// The end of all faults.
+#[derive(Clone, Copy, Debug)]
+pub struct Healed {
+    /// When it was.
+    pub at_ns: u64,
+    /// How long the slow disk calls still take that running processes had begun, up to some seconds: nobody is well before.
+    pub slow: Duration,
+    /// The same of masters only.
+    pub slow_masters: Duration,
+}
+
+impl Healed {
+    /// Waits until a leader serves, at most [`LEADER`].
+    pub async fn is_led(&self, leads: impl Fn() -> bool) {
+        let done = || if leads() { Ok(()) } else { Err("nobody leads".to_owned()) };
+        within("ms until a leader serves", LEADER + self.slow_masters, self.at_ns, done).await;
+    }
+}
+
 /// When each client was last served, and the moment of healing.
 #[derive(Clone, Default)]
 pub struct Liveness(Arc<Mutex<BTreeMap<String, u64>>>);
@@ -37,18 +56,22 @@ impl Liveness {
         clients.iter().filter(waits).cloned().collect()
     }
 
-    /// Waits until every client has been served since `healed_ns`, at most [`CLIENTS`].
-    pub async fn all_served(&self, clients: &[String], healed_ns: u64) {
-        self.all_served_within(CLIENTS, clients, healed_ns).await;
+    /// Waits until every client has been served since the healing, at most [`CLIENTS`] and `more`.
+    pub async fn all_served_again(&self, clients: &[String], healed: Healed, more: Duration) {
+        self.served_within(CLIENTS + healed.slow + more, clients, healed.at_ns).await;
     }
 
-    /// The same with another bound.
-    pub async fn all_served_within(&self, bound: Duration, clients: &[String], healed_ns: u64) {
+    /// Waits until every client has been served since `began_ns`, at most [`CLIENTS`].
+    pub async fn all_served(&self, clients: &[String], began_ns: u64) {
+        self.served_within(CLIENTS, clients, began_ns).await;
+    }
+
+    async fn served_within(&self, bound: Duration, clients: &[String], since_ns: u64) {
         let who = || {
-            let waiting = self.waiting(clients, healed_ns);
+            let waiting = self.waiting(clients, since_ns);
             if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?} are not served")) }
         };
-        within("ms until all clients served", bound, healed_ns, who).await;
+        within("ms until all clients served", bound, since_ns, who).await;
     }
 }
 
@@ -71,6 +94,7 @@ pub async fn within(
         }
     }
 }
+
 /// Waits until a scenario has come to this step, which is its own or its mounts' to say.
 pub async fn reaches(step: &AtomicU8, wanted: u8, bound: Duration) {
     let come = || step.load(Ordering::Relaxed) >= wanted;

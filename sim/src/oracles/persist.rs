@@ -79,8 +79,13 @@ impl Lost {
     }
 }
 
-/// The log of each machine as it was read last, with the disk and the version of its durable image.
-type Read = BTreeMap<String, (Weak<SimDisk>, u64, Arc<Recovered>)>;
+/// A machine's log as it was read last.
+struct Read {
+    disk: Weak<SimDisk>,
+    /// The version of the disk's durable image.
+    version: u64,
+    log: Arc<Recovered>,
+}
 
 /// How many masters must have an entry, for a leading machine and a log index.
 type Majority = Box<dyn Fn(&str, u64) -> usize + Send + Sync>;
@@ -94,7 +99,7 @@ pub struct Persist {
     lost: Lost,
     /// By machine: up to where its log is purged, and was found to be covered by its checkpoint.
     covered: Mutex<BTreeMap<String, u64>>,
-    read: Mutex<Read>,
+    read: Mutex<BTreeMap<String, Read>>,
     majority: Majority,
 }
 
@@ -132,15 +137,16 @@ impl Persist {
         let disk = self.disk(node).filter(|disk| !disk.lies())?;
         let version = disk.durable_version();
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, at, log)) = read.get(node)
-            && *at == version
-            && std::ptr::eq(of.as_ptr(), Arc::as_ptr(&disk))
+        let of = Arc::downgrade(&disk);
+        if let Some(last) = read.get(node)
+            && last.version == version
+            && last.disk.ptr_eq(&of)
         {
-            return Some(log.clone());
+            return Some(last.log.clone());
         }
         let log = Arc::new(log_of(node, &disk));
         self.check_purged(node, &disk, &log);
-        read.insert(node.to_owned(), (Arc::downgrade(&disk), version, log.clone()));
+        read.insert(node.to_owned(), Read { disk: of, version, log: log.clone() });
         Some(log)
     }
 

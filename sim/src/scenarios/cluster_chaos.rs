@@ -15,7 +15,7 @@ use crate::harness::Scenario;
 use crate::oracles::chunks;
 use crate::oracles::errors::{About, Failed, Since};
 use crate::oracles::ledger::{BLOCK, Floors, Ledger, Look};
-use crate::oracles::liveness::{CLIENTS, LEADER, Liveness, within};
+use crate::oracles::liveness::Liveness;
 use crate::oracles::log::Log;
 use crate::oracles::persist_chunks::PersistChunks;
 use crate::rng::Rng;
@@ -139,14 +139,15 @@ pub(super) async fn work_with(options: Options, more: impl FnOnce(&Arc<World>, &
     let time = Duration::from_millis(world.options.chaos_ms);
     tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
-    let slow = world.heal().await;
-    let healed = trace::now_ns();
-    let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
-    within("ms until a leader serves", LEADER + slow, healed, leads).await;
-    let bound = CLIENTS + slow + until_enough_servers(&world);
-    program.liveness.all_served_within(bound, &clients, healed).await;
+    let healed = world.heal().await;
+    healed.is_led(|| cluster.leader(&world).is_some()).await;
+    let later = until_enough_servers(&world);
+    program.liveness.all_served_again(&clients, healed, later).await;
     program.calm.store(true, Ordering::Relaxed);
-    tokio::join!(audit(&world, &cluster, &program.ledger, 100), recovers(&world, &cluster, healed));
+    tokio::join!(
+        audit(&world, &cluster, &program.ledger, 100),
+        recovers(&world, &cluster, healed.at_ns)
+    );
     again(&world, &program, &clients).await;
     for name in world.names(Role::Client) {
         world.kill(&name);

@@ -1,8 +1,10 @@
 //! What is simulated. Each scenario has a file of its own.
 
+mod another_disk;
 mod append_turns;
 mod beyond_budget;
 mod busy_leader;
+mod calm_day;
 mod catching_up;
 mod client_model;
 mod cluster_chaos;
@@ -89,6 +91,7 @@ pub const ALL: &[Scenario] = &[
     moved_away::SCENARIO,
     outlived::SCENARIO,
     rotten_source::SCENARIO,
+    another_disk::SCENARIO,
     beyond_budget::SCENARIO,
     busy_leader::SCENARIO,
     cut_and_close::SCENARIO,

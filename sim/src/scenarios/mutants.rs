@@ -155,7 +155,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("STRAY", "a replica counts as deleted without an answer", "cluster_chaos", 60),
     Mutant::caught("CROWDED", "a dead server's replica is before the others", "outlived", 4),
     Mutant::caught("NAMELESS", "a replica is not deleted after its chunk", "outlived", 4),
-    Mutant::caught("STANDIN", "who answers is taken for who was there", "damage_chaos", 60),
+    Mutant::caught("STANDIN", "who answers is taken for who was there", "another_disk", 8),
     Mutant::caught("SINGLE", "a dial that nobody answers is not repeated", "failover", 20),
     Mutant::caught("CURT", "a replica that moved is EIO for a reader", "moved_away", 12),
     Mutant::caught("GAP", "a batch is taken before those in front of it", "namespace_model", 20),

@@ -12,7 +12,7 @@ use super::frame_chaos::often;
 use crate::cluster::full::{Cluster, connect, mount};
 use crate::failure::violation;
 use crate::harness::Scenario;
-use crate::oracles::liveness::{CLIENTS, LEADER, Liveness, within};
+use crate::oracles::liveness::Liveness;
 use crate::oracles::namespace::Namespace;
 use crate::rng::Rng;
 use crate::stats;
@@ -168,14 +168,12 @@ async fn work(drawn: Options) {
     let time = Duration::from_millis(world.options.chaos_ms);
     tokio::spawn(damage(world.clone(), Arc::new(log.operator(&world, &cluster)), time));
     chaos(world.clone(), Budget::of(&world), time).await;
-    let slow = world.heal().await;
-    let healed = trace::now_ns();
-    let leads = || cluster.leader(&world).map(drop).ok_or_else(|| "nobody leads".to_owned());
-    within("ms until a leader serves", LEADER + slow, healed, leads).await;
+    let healed = world.heal().await;
+    healed.is_led(|| cluster.leader(&world).is_some()).await;
     let clients = world.names(Role::Client);
-    liveness.all_served_within(CLIENTS + slow, &clients, healed).await;
+    liveness.all_served_again(&clients, healed, Duration::ZERO).await;
     calm.store(true, Ordering::Relaxed);
-    cluster.converge_since(&world, healed).await;
+    cluster.converge_since(&world, healed.at_ns).await;
     clients.iter().for_each(|name| world.kill(name));
     oracle.check();
     for name in world.names(Role::Master) {

@@ -4,9 +4,9 @@
 //! Checked: they are deleted (O6), also while another replica of the same chunk lies where nobody answers. Not checked: other
 //! faults meanwhile (`members_chaos`).
 
-use crate::cluster::chunkserver_ip;
+use super::calm_day::{calm, make, names};
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::failure::violation;
+use crate::cluster::rows::{chunks_with_data, machine};
 use crate::harness::Scenario;
 use crate::oracles::chunks;
 use crate::oracles::liveness::{CONVERGED, reaches, within};
@@ -15,11 +15,9 @@ use crate::stats;
 use crate::trace;
 use crate::world::{Options, World};
 use futures_util::future::join_all;
-use mooseng::client::{Client, NewFile};
-use mooseng::errno::Errno;
 use mooseng::ids::{ChunkId, Generation, ROOT, ServerId};
-use mooseng::namespace::tables::{Chunks, Doomed, Servers};
-use mooseng::pb::{ChunkState, ServerState};
+use mooseng::namespace::tables::{Chunks, Doomed};
+use mooseng::pb::ChunkState;
 use mooseng::tables::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -34,7 +32,6 @@ pub const SCENARIO: Scenario = Scenario {
     run: |seed| Box::pin(run(seed)),
 };
 
-const READ_WRITE: i32 = 2;
 const FILES: usize = 12;
 const MADE: u8 = 1;
 const REPAIRED: u8 = 2;
@@ -52,12 +49,12 @@ async fn run(seed: u64) {
         let step = steps.clone();
         Box::pin(async move {
             let client = connect(&context, &config).await;
-            let names: Vec<String> = (0..FILES).map(|number| format!("f{number}")).collect();
-            let made = join_all(names.iter().map(|name| make(&client, name))).await;
-            calm(made);
+            let names = names(FILES);
+            join_all(names.iter().map(|name| make(&client, name))).await;
             step.store(MADE, Ordering::Relaxed);
             reaches(&step, REPAIRED, 4 * CONVERGED).await;
-            calm(join_all(names.iter().map(|name| client.unlink(ROOT, name.as_bytes()))).await);
+            let removed = join_all(names.iter().map(|name| client.unlink(ROOT, name.as_bytes())));
+            removed.await.into_iter().for_each(calm);
             step.store(REMOVED, Ordering::Relaxed);
             std::future::pending().await
         })
@@ -67,13 +64,13 @@ async fn run(seed: u64) {
     for (server, away) in &homes {
         if plan::strikes(FaultClass::Kill) {
             world.kill(away);
-            repaired(&world, &cluster, *server).await;
+            cluster.repaired(&world, *server).await;
         }
     }
     step.store(REPAIRED, Ordering::Relaxed);
     reaches(&step, REMOVED, CONVERGED).await;
     within("ms until no chunk was left", CONVERGED, trace::now_ns(), || {
-        let view = leader_view(&world, &cluster)?;
+        let view = cluster.leader_view(&world)?;
         // Those that a writer has open wait for his next bytes.
         let rows = view.range::<Chunks>(&ChunkId(0), None).flatten();
         let left = rows.filter(|(_, chunk)| chunk.state() != ChunkState::Open).count();
@@ -98,66 +95,17 @@ async fn run(seed: u64) {
 
 /// The servers of a chunk with data, and their machines.
 fn homes(world: &World, cluster: &Cluster) -> [(ServerId, String); 2] {
-    let view = leader_view(world, cluster).unwrap_or_else(|why| violation("O7", why));
-    let mut chunks = view.range::<Chunks>(&ChunkId(0), None).flatten();
-    let used = chunks.find(|(_, chunk)| chunk.committed_len > 0).expect("files were synced").1;
-    let mut servers: Vec<ServerId> = used.replicas.iter().map(|r| ServerId(r.server)).collect();
+    let view = cluster.calm_view(world);
+    let (_, mut servers) = chunks_with_data(&view).pop_first().expect("files were synced");
     servers.sort_unstable();
     let with_machine = |server| (server, machine(world, &view, server));
     [with_machine(servers[0]), with_machine(servers[1])]
 }
 
-/// The name of the machine that is this server.
-pub(super) fn machine(world: &World, view: &impl Read, server: ServerId) -> String {
-    let row = view.get::<Servers>(&server).expect("tables").expect("its row");
-    let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
-    let number = (1..=world.options.chunkservers).find(of);
-    format!("s{}", number.expect("one of the servers"))
-}
-
 /// Replicas that left their chunks and are not deleted yet, on this server or on all.
 fn outlived(world: &World, cluster: &Cluster, on: Option<ServerId>) -> usize {
-    let view = leader_view(world, cluster).unwrap_or_else(|why| violation("O7", why));
+    let view = cluster.calm_view(world);
     let first = (ServerId(0), ChunkId(0), Generation(0));
     let rows = view.range::<Doomed>(&first, None).flatten();
     rows.filter(|((server, _, _), _)| on.is_none_or(|on| on == *server)).count()
-}
-
-/// It is declared dead, and no chunk counts on it any more.
-pub(super) async fn repaired(world: &World, cluster: &Cluster, server: ServerId) {
-    within("ms until repaired", 2 * CONVERGED, trace::now_ns(), || {
-        let view = leader_view(world, cluster)?;
-        let row = view.get::<Servers>(&server).expect("tables").unwrap_or_default();
-        let mut chunks = view.range::<Chunks>(&ChunkId(0), None).flatten();
-        let left = chunks.any(|(_, chunk)| chunk.replicas.iter().any(|r| r.server == server.get()));
-        match row.state() == ServerState::Dead && !left {
-            true => Ok(()),
-            false => Err(format!("{server} is {:?}, chunks count on it: {left}", row.state())),
-        }
-    })
-    .await;
-}
-
-pub(super) fn leader_view(world: &World, cluster: &Cluster) -> Result<impl Read + use<>, String> {
-    Ok(cluster.leader(world).ok_or("no leader")?.view())
-}
-
-pub(super) fn calm(done: Vec<Result<(), Errno>>) {
-    if let Some(errno) = done.into_iter().find_map(Result::err) {
-        violation("O7", format!("on a calm day: {errno:?}"));
-    }
-}
-
-pub(super) async fn make(client: &Arc<Client>, name: &str) -> Result<(), Errno> {
-    let new = NewFile { mode: 0o644, flags: READ_WRITE, ..NewFile::default() };
-    let (_, handle) = client.create(ROOT, name.as_bytes(), new).await?;
-    client.write(handle, 0, written().into()).await?;
-    client.fsync(handle, false).await?;
-    client.release(handle).await;
-    Ok(())
-}
-
-/// What every file holds: a block and a bit.
-pub(super) fn written() -> Vec<u8> {
-    vec![1; 5_000]
 }

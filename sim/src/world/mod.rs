@@ -17,6 +17,7 @@ pub use options::{FaultKind, NetOptions, Options};
 
 use crate::disk::Outcome;
 use crate::failure::violation;
+use crate::oracles::liveness::Healed;
 use crate::rng::Rng;
 use crate::trace::Kind;
 use crate::{plan, stats, trace};
@@ -266,9 +267,8 @@ impl World {
     }
 
     /// Ends every fault: nothing happens to frames any more, links are whole, everything runs and disks are
-    /// quick. Injectors must have ended. How long the slow calls still take that running processes have made, up to
-    /// some seconds: nobody is well before.
-    pub async fn heal(&self) -> Duration {
+    /// quick. Injectors must have ended.
+    pub async fn heal(&self) -> Healed {
         trace::say(Kind::Phase, "world", "heals");
         plan::healed();
         self.frames.quiet();
@@ -282,9 +282,14 @@ impl World {
             self.resume(&name);
             self.restart(&name).await;
         }
-        let disks = self.all_names().into_iter().flat_map(|name| self.disks(&name));
-        let slow_until_ns = disks.map(|disk| disk.slow_until_ns()).max().unwrap_or(0);
-        Duration::from_nanos(slow_until_ns.saturating_sub(trace::now_ns()))
+        let at_ns = trace::now_ns();
+        let slow = |names: Vec<String>| {
+            let disks = names.iter().flat_map(|name| self.disks(name));
+            let until_ns = disks.map(|disk| disk.slow_until_ns()).max().unwrap_or(0);
+            Duration::from_nanos(until_ns.saturating_sub(at_ns))
+        };
+        let slow_masters = slow(self.names(Role::Master));
+        Healed { at_ns, slow: slow(self.all_names()), slow_masters }
     }
 
     /// Restarts processes that ended by themselves, as a service manager does, until the world ends. None may without
