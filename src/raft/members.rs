@@ -7,9 +7,9 @@ use super::machine::Machine;
 use super::types::{Master, Types};
 use crate::ids::{NodeId, Uuid};
 use crate::limits::Limits;
-use crate::pb;
 use crate::wire::{CallError, Pool, RefusalCode, calls};
 use crate::{bug, fault, mark};
+use crate::{namespace, pb};
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::raft::ClientWriteResponse;
 use openraft::{ChangeMembers, ServerState};
@@ -82,6 +82,11 @@ pub async fn add<M: Machine>(
     address: String,
     incarnation: Uuid,
 ) -> Result<NodeId, ProposeError> {
+    // Only the founder's disk says what the cluster is to be: nobody else may lead before it is written down.
+    if !is_founded(core)? && !bug!(EAGER) {
+        mark!("raft: a master is to join a cluster that is being founded");
+        return Err(ProposeError::Refused("the cluster is being founded".to_owned()));
+    }
     let command = pb::RegisterMasterCmd {
         incarnation: incarnation.bytes(),
         address: address.clone(),
@@ -101,6 +106,12 @@ pub async fn add<M: Machine>(
             .await?;
     }
     Ok(node)
+}
+
+fn is_founded<M: Machine>(core: &Core<M>) -> Result<bool, ProposeError> {
+    let view = core.shared.lock().machine.db().view();
+    let founded = namespace::cluster(&view).map_err(|e| ProposeError::Refused(e.to_string()))?;
+    Ok(founded.is_some())
 }
 
 /// Takes a master out of the group. Its id is never used again.

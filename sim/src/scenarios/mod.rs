@@ -17,6 +17,7 @@ mod erasure_chaos;
 mod erasure_model;
 mod error_reporting;
 mod failover;
+mod founder_dies;
 mod frame_chaos;
 mod given_up;
 mod half_changed;
@@ -92,6 +93,7 @@ pub const ALL: &[Scenario] = &[
     outlived::SCENARIO,
     rotten_source::SCENARIO,
     another_disk::SCENARIO,
+    founder_dies::SCENARIO,
     beyond_budget::SCENARIO,
     busy_leader::SCENARIO,
     cut_and_close::SCENARIO,
