@@ -30,7 +30,8 @@ pub struct Store {
     pub(super) opened: Mutex<VecDeque<Weak<Replica>>>,
     /// Directories under `chunks` that exist; true once their own name is durable.
     pub(super) dirs: Mutex<BTreeMap<String, bool>>,
-    pub(super) building: Mutex<BTreeSet<ReplicaId>>,
+    /// What is being built, and whether it was disowned since.
+    pub(super) building: Mutex<BTreeMap<ReplicaId, bool>>,
     /// Directories that names were removed from, not yet durably.
     pub(super) unsynced: Mutex<BTreeSet<String>>,
     deleted: Mutex<Deleted>,

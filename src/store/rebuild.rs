@@ -8,7 +8,8 @@ use super::{Store, StoreError};
 use crate::checksum::{block_crcs, hole_crc};
 use crate::seam::{DiskFile, OpenMode};
 use crate::{bug, mark};
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// A replica under construction; dropped before [`Build::finish`] it leaves nothing behind.
@@ -29,10 +30,11 @@ impl Store {
         }
         self.check_room(length + id.data_start())?;
         self.ensure_dir(&id.dir())?;
-        if !self.lock_building().insert(id) {
-            return Err(StoreError::Busy(self.describe()));
+        match self.lock_building().entry(id) {
+            Entry::Occupied(_) => return Err(StoreError::Busy(self.describe())),
+            Entry::Vacant(place) => drop(place.insert(false)),
         }
-        // A command that a delete has overtaken: asked after the id is entered, as disowning takes it out again.
+        // A command that a delete has overtaken: asked after the id is entered, where disowning looks for it.
         self.not_disowned(id).inspect_err(|_| self.built(id))?;
         let opened = self.disk().open(&id.build_path(), OpenMode::Create);
         let opened = opened.map_err(|error| self.fail_open("create", error));
@@ -48,7 +50,7 @@ impl Store {
         self.lock_building().remove(&id);
     }
 
-    fn lock_building(&self) -> MutexGuard<'_, BTreeSet<ReplicaId>> {
+    pub(super) fn lock_building(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, bool>> {
         self.building.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,7 +58,9 @@ impl Store {
     /// a rebuild that waits still does not create it. Before [`delete`](Store::delete).
     pub fn disown(&self, id: ReplicaId) {
         self.lock_deleted().insert(id);
-        self.lock_building().remove(&id);
+        if let Some(disowned) = self.lock_building().get_mut(&id) {
+            *disowned = true;
+        }
     }
 }
 
@@ -69,6 +73,9 @@ impl Build {
     /// Adds whole blocks and their CRCs, computed here; `holes[i]`: the i-th is a hole, whatever its bytes.
     pub fn write(&mut self, data: &[u8], holes: &[bool]) -> Result<(), StoreError> {
         let (id, at) = (self.id, self.length());
+        if self.store.lock_building().get(&id) != Some(&false) {
+            return Err(StoreError::NoSuchReplica(id));
+        }
         let end = at + data.len() as u64;
         if !end.is_multiple_of(BLOCK) || end > id.len_max() {
             return Err(StoreError::Bad(format!("replica {id}: not whole blocks")));
@@ -125,11 +132,11 @@ impl Build {
             prewritten: 0,
         };
         let building = store.lock_building();
-        if !building.contains(&id) {
+        if building.get(&id) != Some(&false) {
             mark!("store: replica deleted while it was built");
             // Whoever takes the lock is not to wait for the disk.
             drop(building);
-            let _ = store.disk().remove(&id.path());
+            self.take_back()?;
             return Err(StoreError::NoSuchReplica(id));
         }
         let before = store.lock_replicas().insert(id, Replica::new(id, progress));
@@ -151,9 +158,18 @@ impl Build {
         store.sync_names(&BTreeSet::from([id.dir()])).inspect_err(|_| {
             // Nobody was promised it: it is made anew, and until then it is not here.
             if !store.failed() && store.find(id).is_none() {
-                let _ = store.disk().remove(&id.path());
+                let _ = self.take_back();
             }
         })
+    }
+
+    /// Removes the file under the replica's name, which may be durable: so must this be, and the delete, which is refused
+    /// until this build has ended, syncs what is owed then.
+    fn take_back(&self) -> Result<(), StoreError> {
+        let (store, id) = (&self.store, self.id);
+        let removed = store.disk().remove(&id.path());
+        store.lock_unsynced().insert(id.dir());
+        removed.map_err(|error| store.fence("delete", &error))
     }
 
     /// Whether these bytes, which no CRC of ours covers, are in the file.

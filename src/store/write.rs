@@ -246,6 +246,7 @@ impl Store {
         if let Err(answer) = self.not_disowned(id) {
             self.lock_replicas().remove(&id);
             let _ = self.disk().remove(&id.path());
+            self.lock_unsynced().insert(id.dir());
             return Err(answer);
         }
         self.note_opened(&replica);
@@ -403,9 +404,11 @@ impl Store {
         Ok(())
     }
 
-    /// Removes replicas durably; one that is not here counts as removed.
+    /// Removes replicas durably; one that is not here counts as removed. [`StoreError::Busy`] while one of them is being
+    /// built, which puts its file there and takes it away again.
     pub fn delete(&self, ids: &[ReplicaId]) -> Result<(), StoreError> {
         self.usable()?;
+        ids.iter().try_for_each(|id| self.not_being_built(*id))?;
         // What an earlier call removed and could not sync is owed still: asked again, it finds nothing to remove.
         let mut dirs = std::mem::take(&mut *self.lock_unsynced());
         for id in ids {
@@ -422,6 +425,16 @@ impl Store {
             }
         }
         self.sync_names(&dirs).inspect_err(|_| self.lock_unsynced().extend(dirs))
+    }
+
+    /// [`StoreError::Busy`] while this replica is being built.
+    pub(super) fn not_being_built(&self, id: ReplicaId) -> Result<(), StoreError> {
+        // HASTY: what is being built counts as removed.
+        if !self.lock_building().contains_key(&id) || bug!(HASTY) {
+            return Ok(());
+        }
+        mark!("store: delete refused during a build");
+        Err(StoreError::Busy(self.describe()))
     }
 
     pub(super) fn lock_unsynced(&self) -> MutexGuard<'_, BTreeSet<String>> {

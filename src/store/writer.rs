@@ -284,10 +284,11 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
             Job::Seal(id, length) => store.seal(*id, *length),
             Job::Punch(id, holes) => store.punch(*id, holes).map(|()| 0),
             Job::Review(id) => store.review(*id),
-            Job::Delete(id) => {
+            // One that is refused does not hold back the others.
+            Job::Delete(id) => store.not_being_built(*id).map(|()| {
                 to_delete.push(*id);
-                Ok(0)
-            }
+                0
+            }),
         });
     }
     let synced = sync_all(store, to_sync);
@@ -299,7 +300,7 @@ fn run(store: &Store, jobs: Vec<Job>) -> Vec<Answer> {
                 let short = StoreError::NotDurable { id: *id, length, wanted: *up_to };
                 if length < *up_to { Err(short) } else { Ok(length) }
             }),
-            (Job::Delete(_), _) => deleted.clone().map(|()| 0),
+            (Job::Delete(_), Ok(_)) => deleted.clone().map(|()| 0),
             (_, result) => result.clone(),
         };
         *result = new;

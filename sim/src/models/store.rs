@@ -11,6 +11,7 @@
 //! | a replica that was made from others' bytes is whole, or refused | injected misdirected writes |
 //! | what counts as durable after a kill is in the durable image, a rebuild that the kill cut short too | the same |
 //! | after kills and power losses lengths are at least what was durable, deleted replicas stay away | the same |
+//! | what was deleted while it was built stays away | the same |
 //! | an append to a deleted replica does not create it again, nor does a rebuild | the same |
 //! | a disk that is full while the store starts stays in use | injected ENOSPC |
 //! | without a descriptor to open with everything works or is told to come later, and nothing counts as bad for it | injected EMFILE |
@@ -54,6 +55,7 @@ pub struct Report {
     pub builds: u64,
     pub builds_refused: u64,
     pub builds_cut_short: u64,
+    pub builds_overtaken: u64,
 }
 
 /// What is known about a replica.
@@ -105,6 +107,8 @@ struct Life {
     /// Where kills cut rebuilds short, and what was rebuilt last so.
     cuts: Rng,
     cut: Option<ReplicaId>,
+    /// When a delete overtakes a build.
+    overtakes: Rng,
     report: Report,
     next_chunk: u64,
 }
@@ -126,6 +130,7 @@ pub fn run_program(seed: u64, steps: usize) -> Result<Report, String> {
         brims: Rng::new(seed).fork("brims"),
         cuts: Rng::new(seed).fork("cuts"),
         cut: None,
+        overtakes: Rng::new(seed).fork("overtakes"),
         report: Report::default(),
         next_chunk: 1,
     };
@@ -177,7 +182,10 @@ impl Life {
             54..58 => Ok(()),
             58..62 => self.seal(),
             62..66 => self.punch(),
-            66..68 => self.delete(),
+            66..68 => match self.overtakes.chance(1, 3) {
+                true => self.overtaken_build(),
+                false => self.delete(),
+            },
             68..71 => self.rebuild(),
             71..78 => self.read(),
             78..84 => self.misplace(),
@@ -492,6 +500,24 @@ impl Life {
             }
         }
         Ok(())
+    }
+
+    /// A replica is deleted while it is built.
+    fn overtaken_build(&mut self) -> Result<(), String> {
+        let id = id_of(self.next_chunk);
+        self.next_chunk += 1;
+        let refused = |error: StoreError| format!("build of {id}: {error}");
+        let mut build = self.store.build(id, BLOCK).map_err(refused)?;
+        build.write(&fill(id, 0, BLOCK_BYTES), &[]).map_err(refused)?;
+        self.store.disown(id);
+        let early = self.store.delete(&[id]);
+        if let Ok(length) = build.finish() {
+            return Err(format!("{id} was deleted, and {length} bytes of it were built"));
+        }
+        // Asked again until it is done.
+        early.or_else(|_| self.store.delete(&[id])).map_err(|e| format!("delete {id}: {e}"))?;
+        self.report.builds_overtaken += 1;
+        self.did(id, Job::Delete, 0)
     }
 
     /// A rebuild in whose middle the process is killed.

@@ -145,6 +145,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("CRAMPED", "too few descriptors are taken for a broken disk", "store_model", 20),
     Mutant::caught("BRIMFUL", "a full disk is taken out of use at a start", "store_model", 20),
     Mutant::caught("UNNAMED", "a name found at a start counts as durable", "store_model", 20),
+    Mutant::caught("HASTY", "a delete does not wait for a build of the replica", "store_model", 20),
     Mutant::caught("EAGER", "masters join before the cluster is founded", "founder_dies", 8),
     Mutant::caught("LATECOMER", "an append after the delete makes a replica", "store_model", 20),
     Mutant::caught("ONERACK", "a repair ends beside the other copies", "placement_model", 20),

@@ -29,6 +29,7 @@ pub const SCENARIO: Scenario = Scenario {
         "replicas rebuilt",
         "rebuilds refused",
         "rebuilds cut short",
+        "rebuilds overtaken",
     ],
     run: |seed| Box::pin(run(seed)),
 };
@@ -53,5 +54,6 @@ async fn run(seed: u64) {
         stats::add("replicas rebuilt", report.builds);
         stats::add("rebuilds refused", report.builds_refused);
         stats::add("rebuilds cut short", report.builds_cut_short);
+        stats::add("rebuilds overtaken", report.builds_overtaken);
     }
 }
