@@ -229,6 +229,16 @@ impl SimDisk {
         state.fills_at = Some(state.counters.changes + more);
     }
 
+    /// Another program takes what is free but for so many bytes, what this file holds counted among them, until
+    /// [`SimDisk::relieve`].
+    pub fn leave_free(&self, bytes: u64, file: &str) {
+        let mut state = self.state();
+        let number = state.file_at(file).ok();
+        let held = number.map_or(0, |number| state.content(number).allocated());
+        let others = state.used() - held;
+        state.taken = state.capacity.saturating_sub(others + bytes);
+    }
+
     /// The other program gives the space back.
     pub fn relieve(&self) {
         let mut state = self.state();

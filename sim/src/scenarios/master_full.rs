@@ -1,6 +1,7 @@
 //! Masters whose disks fill up: a client makes small files until there is no space, is refused, removes files,
 //! and makes new ones. In half of the runs a master is killed while its disk is full; in the others somebody
-//! else takes all space of a master's disk for moments, also in the middle of a checkpoint.
+//! else takes all space of a master's disk for moments, also in the middle of a checkpoint. In the end somebody else takes
+//! nearly all that is left beside the table file, which has room inside then.
 //!
 //! Checked: the refusal is ENOSPC and nothing else; while the disk is full, removing works, every file that was
 //! acknowledged can be read, and no master ends or fails to start; afterwards files can be made again; all
@@ -16,6 +17,7 @@ use mooseng::client::{Client, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use mooseng::namespace;
+use mooseng::raft::RESERVE;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +33,7 @@ pub const SCENARIO: Scenario = Scenario {
         "removed while full",
         "killed while full",
         "filled by somebody else",
+        "little left beside the table file",
         "raft: checkpoint tried again",
     ],
     run: |seed| Box::pin(run(seed)),
@@ -41,6 +44,8 @@ const MASTER_BYTES: u64 = 2 << 20;
 /// Content of each file, kept in its inode.
 const FILE_BYTES: usize = 500;
 const FILES_MAX: u32 = 20_000;
+/// Files on a disk that somebody else fills for moments: half of what fits.
+const SHARED_MAX: usize = 350;
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
@@ -120,6 +125,9 @@ impl Filler {
             }
             self.read_all().await;
             self.remove_most().await;
+            if round == 2 {
+                self.leave_little().await;
+            }
             self.writes_again().await;
         }
     }
@@ -166,12 +174,28 @@ impl Filler {
             }
             disk.relieve();
             stats::count("filled by somebody else");
+            // Alone they would not fill it.
+            while self.files.len() > SHARED_MAX {
+                self.remove_first().await;
+            }
             self.writes_again().await;
         }
         self.read_all().await;
         while self.files.len() > 100 {
             self.remove_first().await;
         }
+    }
+
+    /// Half a segment of the log, the reserve counted in; what comes free meanwhile is taken as well.
+    async fn leave_little(&self) {
+        let world = self.context.world.upgrade().expect("the world");
+        for _ in 0..50 {
+            for name in world.names(Role::Master) {
+                world.disks(&name)[0].leave_free(world.limits().wal_segment_bytes / 2, RESERVE);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        stats::count("little left beside the table file");
     }
 
     async fn fill(&mut self) {
