@@ -249,17 +249,20 @@ pub async fn keep_house<M: Machine>(core: Arc<Core<M>>, mut space: Space) {
             () = tokio::time::sleep(core.limits.heartbeat) => {}
         }
         space.look(core.needs()).await;
-        let (bytes, job) = core.log.with_wal(|wal| {
+        let (bytes, log_is_low, job) = core.log.with_wal(|wal| {
             // An error has fenced the log: whoever writes next learns it.
             let _ = wal.flush();
             pause = if wal.space_is_low() { (pause + 1) % 16 } else { 0 };
-            (wal.stats().bytes, if pause == 0 { wal.spare_wanted() } else { None })
+            let job = if pause == 0 { wal.spare_wanted() } else { None };
+            (wal.stats().bytes, wal.space_is_low(), job)
         });
         // A checkpoint lets go of the log behind it: with little space the sooner the better.
         let segments = core.limits.wal_segment_bytes;
         let low = core.space.is_low();
-        let log_bytes_max = if low { segments / 2 } else { segments * 4 };
-        let much = bytes - bytes_at_checkpoint >= log_bytes_max;
+        let log_bytes_max = if low || core.space.is_tight() { segments / 2 } else { segments * 4 };
+        let since = bytes - bytes_at_checkpoint;
+        // A log without its next segment gets one of those behind a checkpoint.
+        let much = since >= log_bytes_max || log_is_low && since > 0;
         core.shared.pressed.store(low && much, Ordering::Relaxed);
         let overlay = core.shared.overlay_bytes();
         let due = much || overlay >= core.limits.overlay_bytes_checkpoint || core.is_squeezed();

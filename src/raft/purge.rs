@@ -70,7 +70,8 @@ fn target<M: Machine>(core: &Core<M>) -> Option<(u64, u64)> {
     let metrics = core.raft.metrics();
     let metrics = metrics.borrow();
     let kept = core.limits.log_entries_kept;
-    let own = metrics.snapshot?.index.checked_sub(kept)?;
+    // On a full disk the segment is worth more than what a follower might ask for.
+    let own = metrics.snapshot?.index.checked_sub(if core.space.is_low() { 0 } else { kept })?;
     let Some(held) = core.held.upto(&metrics, kept).filter(|held| *held < own && !bug!(PURGE))
     else {
         return Some((own, 0));

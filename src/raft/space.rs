@@ -17,7 +17,8 @@ pub const RESERVE: &str = "reserve";
 pub struct Space {
     disk: Arc<dyn Disk>,
     work: DiskWork,
-    /// Kept free, and kept in reserve, beside what a checkpoint takes: a log segment.
+    /// Kept free, and kept in reserve, beside what a checkpoint takes: a log segment. Not kept free beside a table file with
+    /// room inside for every checkpoint.
     segment_bytes: u64,
     held: Option<Arc<dyn DiskFile>>,
     looked: bool,
@@ -39,6 +40,7 @@ pub struct Needs {
 #[derive(Debug)]
 pub struct Seen {
     low: AtomicBool,
+    tight: AtomicBool,
     free: AtomicU64,
 }
 
@@ -46,6 +48,11 @@ impl Seen {
     /// Whether only what frees space should be proposed.
     pub fn is_low(&self) -> bool {
         self.low.load(Ordering::Relaxed)
+    }
+
+    /// Whether the log's next segment might find no room, so that its old ones should be free for it soon.
+    pub fn is_tight(&self) -> bool {
+        self.tight.load(Ordering::Relaxed)
     }
 
     /// Most bytes of one entry: its changes must leave room for their checkpoint, and a byte of it may change a
@@ -65,7 +72,7 @@ impl Space {
             segment_bytes: limits.wal_segment_bytes,
             held: None,
             looked: false,
-            seen: Arc::new(Seen { low: false.into(), free: u64::MAX.into() }),
+            seen: Arc::new(Seen { low: false.into(), tight: false.into(), free: u64::MAX.into() }),
         }
     }
 
@@ -104,6 +111,7 @@ impl Space {
             self.take((beside - beside / 4).min(wanted), least).await;
         }
         self.seen.free.store(free, Ordering::Relaxed);
+        self.seen.tight.store(free < self.segment_bytes, Ordering::Relaxed);
         let low = self.held.is_none();
         if low != self.seen.low.swap(low, Ordering::Relaxed) {
             self.tell(low, free);

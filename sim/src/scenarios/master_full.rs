@@ -34,6 +34,7 @@ pub const SCENARIO: Scenario = Scenario {
         "killed while full",
         "filled by somebody else",
         "little left beside the table file",
+        "files made with little left",
         "raft: checkpoint tried again",
     ],
     run: |seed| Box::pin(run(seed)),
@@ -130,6 +131,32 @@ impl Filler {
             }
             self.writes_again().await;
         }
+        self.works_on().await;
+    }
+
+    /// As many segments of the log as there never were at once, with little left beside the table file.
+    async fn works_on(&mut self) {
+        let mut refused = 0;
+        for _ in 0..600 {
+            match self.create().await {
+                Ok(()) => {
+                    stats::count("files made with little left");
+                    refused = 0;
+                }
+                Err(Errno::ENOSPC) => {
+                    refused += 1;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(errno) => violation("O7", format!("a full disk shows as {errno:?}")),
+            }
+            if refused == 100 {
+                stuck("O7", "with room inside the table file no file can be made for 2 s");
+            }
+            if self.files.len() > 20 {
+                self.remove_first().await;
+            }
+        }
+        self.read_all().await;
     }
 
     /// One more file, durable when this returns.
@@ -186,12 +213,14 @@ impl Filler {
         }
     }
 
-    /// Half a segment of the log, the reserve counted in; what comes free meanwhile is taken as well.
+    /// Less than a segment of the log, the reserve counted in; what comes free meanwhile is taken as well.
     async fn leave_little(&self) {
         let world = self.context.world.upgrade().expect("the world");
+        let segment = world.limits().wal_segment_bytes;
+        let little = world.rng("little").range(segment / 4, segment);
         for _ in 0..50 {
             for name in world.names(Role::Master) {
-                world.disks(&name)[0].leave_free(world.limits().wal_segment_bytes / 2, RESERVE);
+                world.disks(&name)[0].leave_free(little, RESERVE);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
