@@ -1,7 +1,7 @@
 //! Masters whose disks fill up: a client makes small files until there is no space, is refused, removes files,
 //! and makes new ones. In half of the runs a master is killed while its disk is full; in the others somebody
-//! else takes all space of a master's disk for moments, also in the middle of a checkpoint. In the end somebody else takes
-//! nearly all that is left beside the table file, which has room inside then.
+//! else takes all space of a master's disk for moments, also in the middle of a checkpoint. `master_tight`: after most files
+//! were removed somebody else takes nearly all that came free beside the table file, which has room inside then.
 //!
 //! Checked: the refusal is ENOSPC and nothing else; while the disk is full, removing works, every file that was
 //! acknowledged can be read, and no master ends or fails to start; afterwards files can be made again; all
@@ -33,11 +33,25 @@ pub const SCENARIO: Scenario = Scenario {
         "removed while full",
         "killed while full",
         "filled by somebody else",
-        "little left beside the table file",
-        "files made with little left",
         "raft: checkpoint tried again",
     ],
-    run: |seed| Box::pin(run(seed)),
+    run: |seed| Box::pin(run(seed, false)),
+};
+
+/// Little is left beside a table file with room inside.
+pub const TIGHT: Scenario = Scenario {
+    name: "master_tight",
+    about: "most files were removed, and little is left beside the masters' tables: writing again",
+    seeds: 2,
+    limit: Duration::from_secs(300),
+    must_count: &[
+        stats::OPERATIONS,
+        "refused for space",
+        "removed while full",
+        "little left beside the table file",
+        "files made with little left",
+    ],
+    run: |seed| Box::pin(run(seed, true)),
 };
 
 /// Of each master. Two segments of the log, what is kept free, and a table file of some hundred KiB.
@@ -50,7 +64,7 @@ const SHARED_MAX: usize = 350;
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
 
-async fn run(seed: u64) {
+async fn run(seed: u64, tight: bool) {
     let masters = if seed.is_multiple_of(4) { 3 } else { 1 };
     let options =
         Options { masters, chunkservers: 3, clients: 1, tiny: true, ..Options::draw(seed) };
@@ -65,16 +79,12 @@ async fn run(seed: u64) {
         Box::pin(async move {
             let client = connect(&context, &config).await;
             let rng = Rng::new(seed).fork("filler");
-            Filler {
-                context,
-                client,
-                rng,
-                kills: seed.is_multiple_of(2),
-                files: VecDeque::new(),
-                next: 0,
+            let kills = seed.is_multiple_of(2);
+            let filler = Filler { context, client, rng, kills, files: VecDeque::new(), next: 0 };
+            match tight {
+                true => filler.run_tight().await,
+                false => filler.run().await,
             }
-            .run()
-            .await;
             *finished.lock().expect("done") = true;
             std::future::pending::<()>().await;
         })
@@ -126,11 +136,16 @@ impl Filler {
             }
             self.read_all().await;
             self.remove_most().await;
-            if round == 2 {
-                self.leave_little().await;
-            }
             self.writes_again().await;
         }
+    }
+
+    async fn run_tight(mut self) {
+        self.fill().await;
+        self.stays_full().await;
+        self.remove_most().await;
+        self.leave_little().await;
+        self.writes_again().await;
         self.works_on().await;
     }
 

@@ -104,6 +104,7 @@ pub const ALL: &[Scenario] = &[
     placement_model::SCENARIO,
     damage::SCENARIO,
     master_full::SCENARIO,
+    master_full::TIGHT,
     wrong_clock::SCENARIO,
 ];
 

@@ -147,7 +147,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::caught("UNNAMED", "a name found at a start counts as durable", "store_model", 20),
     Mutant::caught("HASTY", "a delete does not wait for a build of the replica", "store_model", 20),
     Mutant::caught("EAGER", "masters join before the cluster is founded", "founder_dies", 8),
-    Mutant::caught("WALLED", "room inside the table file is no room", "master_full", 8),
+    Mutant::caught("WALLED", "room inside the table file is no room", "master_tight", 8),
     Mutant::caught("LATECOMER", "an append after the delete makes a replica", "store_model", 20),
     Mutant::caught("ONERACK", "a repair ends beside the other copies", "placement_model", 20),
     Mutant::caught("ROUNDABOUT", "a rebuild where another bad one lies", "placement_model", 20),
