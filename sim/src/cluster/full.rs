@@ -1,7 +1,7 @@
 //! A whole cluster: masters, chunkservers and mounts as the daemons run them.
 
 use super::{CLUSTER, MASTER_PORT, chunkserver_ip, client_ip, master_addresses, master_ip};
-use crate::disk::SimDisk;
+use crate::disk::{DISK_BYTES, SimDisk};
 use crate::failure::stuck;
 use crate::oracles::liveness::CONVERGED;
 use crate::oracles::{Appliers, Applies};
@@ -29,7 +29,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 const CHUNK_PORT: u16 = 9422;
-const DISK_BYTES: u64 = 256 << 20;
 
 /// A master's process.
 #[derive(Clone)]

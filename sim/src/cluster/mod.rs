@@ -22,6 +22,11 @@ pub fn chunkserver_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 2, number as u8)
 }
 
+/// Whether chunkserver `number` answers at this host:port.
+pub fn is_chunkserver(address: &str, number: u32) -> bool {
+    address.starts_with(&format!("{}:", chunkserver_ip(number)))
+}
+
 /// Address of client `number`, from 1.
 pub fn client_ip(number: u32) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 3, number as u8)

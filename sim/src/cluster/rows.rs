@@ -1,7 +1,7 @@
 //! What the leader's tables say of chunkservers and chunks.
 
-use super::chunkserver_ip;
 use super::full::Cluster;
+use super::is_chunkserver;
 use crate::failure::violation;
 use crate::oracles::liveness::{CONVERGED, within};
 use crate::trace;
@@ -54,7 +54,7 @@ pub fn chunks_with_data(view: &impl Read) -> BTreeMap<ChunkId, Vec<ServerId>> {
 /// The name of the machine that is this server.
 pub fn machine(world: &World, view: &impl Read, server: ServerId) -> String {
     let row = view.get::<Servers>(&server).expect("tables").expect("its row");
-    let of = |number: &u32| row.address.starts_with(&format!("{}:", chunkserver_ip(*number)));
-    let number = (1..=world.options.chunkservers).find(of);
+    let number =
+        (1..=world.options.chunkservers).find(|number| is_chunkserver(&row.address, *number));
     format!("s{}", number.expect("one of the servers"))
 }

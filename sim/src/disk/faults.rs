@@ -170,8 +170,9 @@ impl State {
     /// ones take no longer in all than one of them may, or a start made of twenty calls on a disk that was slow
     /// for a moment would take a minute, also after the disk is quick again.
     pub(super) fn spend(&mut self, low: u64, high: u64) {
-        let (mut micros, before) = (self.rng.range(low, high), self.counters.slow);
-        if self.rng.hit(self.faults.slow) {
+        let mut micros = self.rng.range(low, high);
+        let is_slow = self.rng.hit(self.faults.slow);
+        if is_slow {
             self.counters.slow += 1;
             let most = self.faults.slow_ms_max.max(2) * 1000;
             let slow = self.rng.range(1, self.faults.slow_ms_max.max(2)) * 1000;
@@ -181,7 +182,7 @@ impl State {
         if micros > 0 {
             mooseng::seam::owe(Duration::from_micros(micros));
         }
-        if self.counters.slow > before {
+        if is_slow {
             let owed = u64::try_from(mooseng::seam::owed().as_nanos()).unwrap_or(u64::MAX);
             self.slow_until_ns = trace::now_ns().saturating_add(owed);
         }

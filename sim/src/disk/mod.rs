@@ -33,6 +33,9 @@ pub struct SimDisk {
 
 type Observer = Box<dyn FnMut(&Event<'_>) + Send>;
 
+/// Of a disk where its size does not matter.
+pub const DISK_BYTES: u64 = 256 << 20;
+
 struct State {
     rng: Rng,
     capacity: u64,

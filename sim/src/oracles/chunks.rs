@@ -15,8 +15,8 @@
 //! Not checked: whether the bytes are those that were written (O2); the erasure code itself, whose encoder is
 //! used here too.
 
-use crate::cluster::chunkserver_ip;
 use crate::cluster::full::Cluster;
+use crate::cluster::is_chunkserver;
 use crate::disk::SimDisk;
 use crate::failure::{stuck, violation};
 use crate::oracles::garbage::{self, Disks};
@@ -140,7 +140,7 @@ fn disks(world: &World, view: &impl Read, wanted: impl Fn(&str) -> bool) -> Disk
     let of = |row: pb::ServerRow| {
         let name = machines.iter().find(|name| {
             let number = name.trim_start_matches('s').parse().expect("s1, s2, ...");
-            row.address.starts_with(&format!("{}:", chunkserver_ip(number)))
+            is_chunkserver(&row.address, number)
         })?;
         wanted(name).then(|| (row.id, world.disks(name)[0].clone()))
     };

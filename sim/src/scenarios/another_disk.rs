@@ -4,22 +4,19 @@
 //! Checked: nothing is built there for the server that it was, or it would stay for ever, and the files are whole with
 //! what is built later (O3, O6). Not checked: a writer in place of repair, other faults (`damage_chaos`).
 
-use super::calm_day::{make, names, read};
-use crate::cluster::full::{Cluster, connect, mount};
+use super::calm_day::{MADE, READ, REPAIRED, makes_and_reads};
+use crate::cluster::full::Cluster;
 use crate::cluster::rows::{chunks_with_data, machine};
-use crate::disk::SimDisk;
 use crate::harness::Scenario;
 use crate::oracles::chunks;
 use crate::oracles::liveness::{CONVERGED, reaches};
 use crate::plan::{self, FaultClass};
 use crate::stats;
 use crate::world::{Options, World};
-use futures_util::future::join_all;
 use mooseng::ids::ServerId;
 use mooseng::namespace::tables::Servers;
 use mooseng::tables::Read;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -32,10 +29,6 @@ pub const SCENARIO: Scenario = Scenario {
 };
 
 const FILES: usize = 8;
-const DISK_BYTES: u64 = 256 << 20;
-const MADE: u8 = 1;
-const REPAIRED: u8 = 2;
-const READ: u8 = 3;
 
 async fn run(seed: u64) {
     let drawn = Options { masters: 1, chunkservers: 4, clients: 1, ..Options::draw(seed) };
@@ -43,24 +36,7 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    let step = Arc::new(AtomicU8::new(0));
-    let steps = step.clone();
-    mount(&world, 1, move |context, config| {
-        let step = steps.clone();
-        Box::pin(async move {
-            // Each mount fills chunks of its own.
-            for name in names(FILES) {
-                make(&connect(&context, &config).await, &name).await;
-            }
-            step.store(MADE, Ordering::Relaxed);
-            reaches(&step, REPAIRED, 5 * CONVERGED).await;
-            // By another mount, which has nothing in memory.
-            let other = connect(&context, &config).await;
-            join_all(names(FILES).iter().map(|name| read(&other, name))).await;
-            step.store(READ, Ordering::Relaxed);
-            std::future::pending().await
-        })
-    });
+    let step = makes_and_reads(&world, FILES, 5 * CONVERGED);
     reaches(&step, MADE, CONVERGED).await;
     let [(away, its_machine), (target, emptied)] = victims(&world, &cluster);
     let dies = plan::strikes(FaultClass::Kill);
@@ -72,8 +48,7 @@ async fn run(seed: u64) {
     }
     if plan::strikes(FaultClass::DiskLost) {
         world.power_loss(&emptied);
-        let new = SimDisk::new(&format!("{emptied} new"), DISK_BYTES, world.rng("disk").u64());
-        world.replace_disk(&emptied, 0, new);
+        world.empty_disk(&emptied, world.rng("disk").u64());
         stats::count("disks replaced");
         world.restart(&emptied).await;
         cluster.repaired(&world, target).await;

@@ -5,9 +5,8 @@
 //! is told apart from what is silent: no reader waits for ever (O7). Afterwards the damaged files can be removed, others written and read, and the cluster
 //! converges. Not checked: other faults meanwhile (`damage_chaos`, within the budget).
 
-use crate::cluster::chunkserver_ip;
 use crate::cluster::full::{Cluster, connect, mount};
-use crate::disk::SimDisk;
+use crate::cluster::is_chunkserver;
 use crate::failure::{stuck, violation};
 use crate::harness::Scenario;
 use crate::oracles::liveness::{CONVERGED, reaches, within};
@@ -38,7 +37,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 const READ_WRITE: i32 = 2;
 const READ_ONLY: i32 = 0;
-const DISK_BYTES: u64 = 256 << 20;
 const FILES: u64 = 24;
 const LAYOUTS: [(u32, u32); 3] = [(1, 1), (2, 1), (2, 2)];
 const WRITTEN: u8 = 1;
@@ -98,8 +96,7 @@ async fn run(seed: u64) {
         lost = victims.len();
         for name in &victims {
             world.power_loss(name);
-            let new = SimDisk::new(&format!("{name} new"), DISK_BYTES, rng.u64());
-            world.replace_disk(name, 0, new);
+            world.empty_disk(name, rng.u64());
             stats::count("disks lost");
         }
     }
@@ -137,14 +134,12 @@ struct File {
 /// Files with a chunk that is left with fewer shards than it has data shards when these machines lose their disks.
 fn with_too_few_shards(view: &View, machines: &[String]) -> BTreeSet<InodeId> {
     let row = "tables in memory";
-    let addresses: Vec<String> = machines
-        .iter()
-        .map(|name| format!("{}:", chunkserver_ip(name[1..].parse().expect("s and a number"))))
-        .collect();
+    let numbers: Vec<u32> =
+        machines.iter().map(|name| name[1..].parse().expect("s and a number")).collect();
     let gone: BTreeSet<u64> = view
         .range::<Servers>(&ServerId(0), None)
         .map(|found| found.expect(row).1)
-        .filter(|server| addresses.iter().any(|address| server.address.starts_with(address)))
+        .filter(|server| numbers.iter().any(|number| is_chunkserver(&server.address, *number)))
         .map(|server| server.id)
         .collect();
     let mut files = BTreeSet::new();

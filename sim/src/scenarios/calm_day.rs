@@ -1,14 +1,25 @@
 //! What mounts do on a calm day, for scenarios that look at what becomes of a few files: whatever fails is O7.
 
+use crate::cluster::full::{connect, mount};
 use crate::failure::violation;
+use crate::oracles::liveness::reaches;
 use crate::stats;
+use crate::world::World;
+use futures_util::future::join_all;
 use mooseng::client::{Client, NewFile};
 use mooseng::errno::Errno;
 use mooseng::ids::{InodeId, ROOT};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 const READ_ONLY: i32 = 0;
 const READ_WRITE: i32 = 2;
+
+/// Steps of [`makes_and_reads`]: all files are made; the scenario is done with them; all are read.
+pub const MADE: u8 = 1;
+pub const REPAIRED: u8 = 2;
+pub const READ: u8 = 3;
 
 /// The length of every file: a block and a bit.
 pub const FILE_BYTES: usize = 5_000;
@@ -39,7 +50,7 @@ pub async fn make(client: &Arc<Client>, name: &str) {
 }
 
 /// O3: it holds what was written.
-pub async fn read(client: &Arc<Client>, name: &str) {
+async fn read(client: &Arc<Client>, name: &str) {
     let attr = calm(client.lookup(ROOT, name.as_bytes()).await);
     let handle = calm(client.open(InodeId(attr.inode), READ_ONLY).await);
     let found = calm(client.read(handle, 0, FILE_BYTES).await).concat();
@@ -48,4 +59,27 @@ pub async fn read(client: &Arc<Client>, name: &str) {
     }
     stats::count("files read again");
     client.release(handle).await;
+}
+
+/// A machine whose mounts make so many files, and read them when the scenario, within `patience`, has set the step.
+pub fn makes_and_reads(world: &Arc<World>, files: usize, patience: Duration) -> Arc<AtomicU8> {
+    let step = Arc::new(AtomicU8::new(0));
+    let steps = step.clone();
+    mount(world, 1, move |context, config| {
+        let step = steps.clone();
+        Box::pin(async move {
+            // Each mount fills chunks of its own.
+            for name in names(files) {
+                make(&connect(&context, &config).await, &name).await;
+            }
+            step.store(MADE, Ordering::Relaxed);
+            reaches(&step, REPAIRED, patience).await;
+            // By another mount, which has nothing in memory.
+            let other = connect(&context, &config).await;
+            join_all(names(files).iter().map(|name| read(&other, name))).await;
+            step.store(READ, Ordering::Relaxed);
+            std::future::pending().await
+        })
+    });
+    step
 }

@@ -5,7 +5,7 @@
 
 use crate::cluster::full::errand;
 use crate::cluster::{CLUSTER, chunkserver_ip};
-use crate::disk::SimDisk;
+use crate::disk::{DISK_BYTES, SimDisk};
 use crate::failure::violation;
 use crate::harness::Scenario;
 use crate::plan::{self, FaultClass};
@@ -39,7 +39,6 @@ pub const SCENARIO: Scenario = Scenario {
 
 const PORT: u16 = 9422;
 const DISKS: usize = 3;
-const DISK_BYTES: u64 = 256 << 20;
 /// Replicas, spread over the disks.
 const REPLICAS: u64 = 24;
 /// A call on the disk that hangs takes up to this long.

@@ -4,8 +4,8 @@
 //! Checked: what is made anew is what was written (O3, O6), and the rotten copies are put right as well (O6). Not
 //! checked: shards of k+m files, and rot that comes while others are away (`damage_chaos`).
 
-use super::calm_day::{FILE_BYTES, make, names, read};
-use crate::cluster::full::{Cluster, connect, mount};
+use super::calm_day::{FILE_BYTES, MADE, READ, REPAIRED, makes_and_reads};
+use crate::cluster::full::Cluster;
 use crate::cluster::rows::{chunks_with_data, machine};
 use crate::failure::violation;
 use crate::harness::Scenario;
@@ -14,12 +14,10 @@ use crate::oracles::liveness::{CONVERGED, reaches};
 use crate::plan::{self, FaultClass};
 use crate::stats;
 use crate::world::{Options, World};
-use futures_util::future::join_all;
 use mooseng::ids::{ChunkId, ServerId};
 use mooseng::tables::Read;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub const SCENARIO: Scenario = Scenario {
@@ -34,9 +32,6 @@ pub const SCENARIO: Scenario = Scenario {
 const FILES: usize = 8;
 /// Where data begins in the file of a copy: behind its header and its table of CRCs.
 const DATA: u64 = 4096 + (64 << 10);
-const MADE: u8 = 1;
-const REPAIRED: u8 = 2;
-const READ: u8 = 3;
 
 async fn run(seed: u64) {
     let drawn = Options { masters: 1, chunkservers: 5, clients: 1, ..Options::draw(seed) };
@@ -44,24 +39,7 @@ async fn run(seed: u64) {
     let cluster = Cluster::default();
     cluster.add(&world);
     cluster.form(&world).await;
-    let step = Arc::new(AtomicU8::new(0));
-    let steps = step.clone();
-    mount(&world, 1, move |context, config| {
-        let step = steps.clone();
-        Box::pin(async move {
-            // Each mount fills chunks of its own.
-            for name in names(FILES) {
-                make(&connect(&context, &config).await, &name).await;
-            }
-            step.store(MADE, Ordering::Relaxed);
-            reaches(&step, REPAIRED, 4 * CONVERGED).await;
-            // By another mount, which has nothing in memory.
-            let other = connect(&context, &config).await;
-            join_all(names(FILES).iter().map(|name| read(&other, name))).await;
-            step.store(READ, Ordering::Relaxed);
-            std::future::pending().await
-        })
-    });
+    let step = makes_and_reads(&world, FILES, 4 * CONVERGED);
     reaches(&step, MADE, CONVERGED).await;
     let view = cluster.calm_view(&world);
     let chunks = chunks_with_data(&view);

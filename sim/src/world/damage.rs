@@ -9,7 +9,7 @@ use super::World;
 use super::absence::Why;
 use super::inject::later;
 use super::node::{Power, Role};
-use crate::disk::SimDisk;
+use crate::disk::{DISK_BYTES, SimDisk};
 use crate::plan::FaultClass;
 use crate::rng::{Ratio, Rng};
 use crate::{plan, stats, trace};
@@ -17,9 +17,6 @@ use mooseng::chunkserver::REFUSED_PAUSE;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A new disk's size, bytes.
-const DISK_BYTES: u64 = 256 << 20;
 
 /// Distance of rotten bytes, a block of a replica.
 const ROT_STEP: usize = 4096;
@@ -460,7 +457,7 @@ impl Hand {
             self.back_later(name.clone(), 500);
             return true;
         }
-        self.world.replace_disk(&name, 0, SimDisk::new(&format!("{name} new"), DISK_BYTES, seed));
+        self.world.empty_disk(&name, seed);
         self.operator.master_replaced(&name);
         self.back_later(name, 50);
         true

@@ -140,6 +140,12 @@ impl World {
         node.replace_disk(index, new)
     }
 
+    /// An empty disk instead of the first one of a machine that is off; the old one is returned.
+    pub fn empty_disk(&self, name: &str, seed: u64) -> Arc<crate::disk::SimDisk> {
+        let new = crate::disk::SimDisk::new(&format!("{name} new"), crate::disk::DISK_BYTES, seed);
+        self.replace_disk(name, 0, new)
+    }
+
     /// The number of starts of the machine's process so far.
     pub fn incarnation(&self, name: &str) -> u64 {
         self.node(name).incarnation()
